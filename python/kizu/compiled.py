@@ -1,0 +1,212 @@
+"""Compiled engines, cached on this machine, each proved against the bundle's golden scores before it is used.
+
+An entry of the cache is a folder named by a digest of all that the compiled engine depends on: graph, golden scores,
+engine and version, processor, precision, threads, batch. It holds the compiled engine and ``proof.json``: the largest
+deviation from the golden scores, the verdict and the measured time. A refusal is kept too, so that it costs once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import kizu
+from kizu.engine import BuildOptions, Engine, processor
+from kizu.errors import EngineError
+from kizu.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from kizu.bundle import Bundle
+
+_BUILT = "engine"
+_PROOF = "proof.json"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a compiled engine showed on this machine.
+
+    Attributes:
+        precision: its arithmetic.
+        deviation: largest difference from a golden score, in standard deviations of the good calibration scores.
+        tolerance: what is allowed, in the same unit.
+        seconds: median time of one golden frame, frame to score.
+        built_sha256: digest of the compiled engine's file.
+        refusal: why it must not be used, or None.
+    """
+
+    precision: str
+    deviation: float
+    tolerance: float
+    seconds: float
+    built_sha256: str
+    refusal: str | None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A proved engine in the cache."""
+
+    engine: type[Engine]
+    options: BuildOptions
+    built: Path
+    proof: Proof
+
+    def load(self) -> Engine:
+        """Load it."""
+        return self.engine(self.built, self.options)
+
+
+def default_cache() -> Path:
+    """``$KIZU_CACHE``, or ``kizu`` in the user's cache folder."""
+    if os.environ.get("KIZU_CACHE"):
+        return Path(os.environ["KIZU_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kizu"
+
+
+def compiled(bundle: Bundle, engine: type[Engine], precision: str, options: BuildOptions, cache: Path) -> Compiled:
+    """Return the bundle's engine in the cache, compiled and proved now if it is not there.
+
+    Args:
+        bundle: what to run.
+        engine: with what.
+        precision: "auto" for the fastest precision that passes its proof, or one by name, which is used or refused.
+        options: threads and batch; its precision is not read.
+        cache: the cache's folder.
+
+    Raises:
+        EngineError: the precision is unknown, unsupported here or refused (with the figures); with "auto", no
+            precision passed.
+    """
+    manifest = bundle.manifest
+    can = [p for p, variant in engine.variants.items() if variant in manifest.graphs and p in manifest.threshold.values]
+    if precision != "auto":
+        if precision not in can:
+            raise EngineError(
+                f"precision {precision!r} is not to be had from {engine.name} and this bundle; choose from: "
+                f"auto, {', '.join(can)}"
+            )
+        reason = engine.unsupported(precision)
+        if reason is not None:
+            raise EngineError(f"precision {precision!r} cannot be used here: {reason}")
+        entry = _prove(bundle, engine, BuildOptions(precision, options.threads, options.max_batch), cache)
+        if entry.proof.refusal is not None:
+            raise EngineError(entry.proof.refusal)
+        return entry
+    entries = [
+        _prove(bundle, engine, BuildOptions(p, options.threads, options.max_batch), cache)
+        for p in can
+        if engine.unsupported(p) is None
+    ]
+    passed = [entry for entry in entries if entry.proof.refusal is None]
+    if not passed:
+        refusals = "; ".join(str(entry.proof.refusal) for entry in entries) or "none is supported on this machine"
+        raise EngineError(f"no precision of {engine.name} can be used with this bundle: {refusals}")
+    return min(passed, key=lambda entry: entry.proof.seconds)
+
+
+def _key(bundle: Bundle, engine: type[Engine], options: BuildOptions) -> str:
+    manifest = bundle.manifest
+    depends = {
+        "kizu": kizu.__version__,
+        "engine": [engine.name, engine.version()],
+        "processor": processor(),
+        "options": asdict(options),
+        "graph": manifest.members[manifest.graphs[engine.variants[options.precision]]].sha256,
+        "prepare": manifest.prepare.as_dict(),
+        "scoring": manifest.scoring,
+        "golden": [
+            [manifest.members[m].sha256 for m in manifest.golden.members],
+            manifest.golden.scores,
+            manifest.golden.tolerances,
+            manifest.calibration.deviation(),
+        ],
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _read(folder: Path) -> Proof | None:
+    """The proof of a whole entry; None if there is none, or if the compiled file is not the one that was proved."""
+    try:
+        proof = Proof(**json.loads((folder / _PROOF).read_text(encoding="utf-8")))
+        if proof.refusal is None and _sha256(folder / _BUILT) != proof.built_sha256:
+            return None
+    except (OSError, ValueError, TypeError):
+        return None
+    return proof
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _prove(bundle: Bundle, engine: type[Engine], options: BuildOptions, cache: Path) -> Compiled:
+    folder = cache / "engines" / engine.name / _key(bundle, engine, options)
+    proof = _read(folder)
+    if proof is None:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        except OSError as error:
+            raise EngineError(
+                f"the cache of compiled engines {cache} cannot be written: {error}; set KIZU_CACHE to a folder that can"
+            ) from error
+        try:
+            proof = _compile(bundle, engine, options, work)
+            (work / _PROOF).write_text(json.dumps(asdict(proof), indent=1), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)  # an entry that is not whole
+            try:
+                work.rename(folder)
+            except OSError:  # another process was faster; its entry is as good
+                proof = _read(folder) or proof
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return Compiled(engine, options, folder / _BUILT, proof)
+
+
+def _compile(bundle: Bundle, engine: type[Engine], options: BuildOptions, work: Path) -> Proof:
+    """Compile into ``work`` and score the golden frames."""
+    graph, built = work / "graph.onnx", work / _BUILT
+    graph.write_bytes(bundle.graph(engine.variants[options.precision]))
+    engine.build(graph, built, options)
+    graph.unlink()
+    manifest = bundle.manifest
+    pipeline = Pipeline(
+        engine(built, options), manifest.prepare, manifest.scoring, threads=options.threads, max_batch=options.max_batch
+    )
+    scores, seconds = [], []
+    try:
+        for frame in bundle.golden_frames():
+            for _ in range(2):  # a frame of a new size pays for its weights; the second run is the line's
+                score, timing = pipeline.run([frame])
+            scores.append(float(score[0]))
+            seconds.append(sum(timing))
+    finally:
+        pipeline.close()
+    golden, unit = manifest.golden, manifest.calibration.deviation()
+    difference = float(np.max(np.abs(np.array(scores) - np.array(golden.scores))))  # NaN stays NaN
+    deviation, tolerance = difference / unit if unit > 0 else np.inf, golden.tolerances[options.precision]
+    refusal = None
+    if not deviation <= tolerance:
+        refusal = (
+            f"{engine.name} {engine.version()} in {options.precision} does not reproduce the golden scores on this "
+            f"machine: it is off by up to {difference:.3g}, {deviation:.3g} standard deviations of the good scores, "
+            f"and {tolerance:g} are allowed"
+        )
+        built.unlink()
+    return Proof(
+        options.precision,
+        float(deviation),
+        tolerance,
+        float(np.median(seconds)),
+        _sha256(built) if refusal is None else "",
+        refusal,
+    )

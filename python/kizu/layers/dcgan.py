@@ -1,0 +1,108 @@
+"""DCGAN-like generator and discriminator (ALGAN 2022, section IV-A-1): 4x4 kernels, each step doubles or halves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from kizu.errors import TrainingError
+
+MIN_SIZE, MAX_SIZE = 32, 512
+
+
+def check_size(height: int, width: int) -> int:
+    """Return the side of a square input if it is a power of two in [32, 512]; raises TrainingError if not."""
+    if height != width or height & (height - 1) or not MIN_SIZE <= height <= MAX_SIZE:
+        raise TrainingError(
+            f"input size {height}x{width} is not supported: height and width must be equal and one of "
+            "32, 64, 128, 256, 512"
+        )
+    return height
+
+
+def stage_widths(size: int, width: int) -> list[int]:
+    """Channels after each halving from ``size`` to 4: ``width`` doubling up to ``8 * width``.
+
+    At 256 with width 64: 64, 128, 256, 512, 512, 512, six stages and with the last layer the paper's seven.
+    """
+    return [width * min(2**i, 8) for i in range(size.bit_length() - 3)]
+
+
+def _initialise(module: nn.Module) -> None:
+    """DCGAN's initial weights: N(0, 0.02) for convolutions, N(1, 0.02) for batch norm's scale."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+class Generator(nn.Module):
+    """z (N, latent_dim) to an image (N, channels, size, size) in [-1, 1].
+
+    Transposed convolutions with batch norm and ReLU; none on the output layer, which ends in tanh.
+    """
+
+    def __init__(self, *, size: int, channels: int, latent_dim: int, width: int) -> None:
+        super().__init__()
+        widths = stage_widths(size, width)[::-1]
+        layers: list[nn.Module] = []
+        for i, (n_in, n_out) in enumerate(zip([latent_dim, *widths], widths, strict=False)):
+            stride, padding = (1, 0) if i == 0 else (2, 1)
+            layers += [
+                nn.ConvTranspose2d(n_in, n_out, 4, stride, padding, bias=False),
+                nn.BatchNorm2d(n_out),
+                nn.ReLU(inplace=True),
+            ]
+        layers += [nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
+        self.apply(_initialise)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map latents (N, latent_dim) to images (N, channels, size, size)."""
+        images: Tensor = self.layers(z[:, :, None, None])
+        return images
+
+
+class Discriminator(nn.Module):
+    """x (N, channels, size, size) to one logit an image (N,); high means normal.
+
+    Convolutions with spectral normalisation and LeakyReLU(0.2), no batch norm.
+    """
+
+    def __init__(self, *, size: int, channels: int, width: int, spectral: bool = True) -> None:
+        super().__init__()
+        self.arguments = {"size": size, "channels": channels, "width": width}
+        widths = stage_widths(size, width)
+        layers: list[nn.Module] = []
+        for n_in, n_out in zip([channels, *widths], widths, strict=False):
+            layers += [nn.Conv2d(n_in, n_out, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        layers.append(nn.Conv2d(widths[-1], 1, 4))
+        self.layers = nn.Sequential(*layers)
+        # Weights first, norm second: the norm's power iteration starts from the weights it finds.
+        self.apply(_initialise)
+        for layer in self.layers:
+            if spectral and isinstance(layer, nn.Conv2d):
+                spectral_norm(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N,) of images (N, channels, size, size)."""
+        logits: Tensor = self.layers(x)
+        return logits.flatten()
+
+    @torch.no_grad()
+    def folded(self) -> Discriminator:
+        """Return a copy with plain convolutions that hold the normalised weights, in evaluation mode."""
+        plain = Discriminator(**self.arguments, spectral=False).eval()
+        training = self.training
+        self.eval()  # the norm's power iteration stands still
+        for to, layer in zip(plain.layers, self.layers, strict=True):
+            if isinstance(to, nn.Conv2d) and isinstance(layer, nn.Conv2d):
+                to.weight.copy_(layer.weight)
+                if to.bias is not None and layer.bias is not None:
+                    to.bias.copy_(layer.bias)
+        self.train(training)
+        return plain

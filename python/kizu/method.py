@@ -1,0 +1,99 @@
+"""The contract of a method: what training, export and scoring ask of it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kizu.errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kizu.prepare import PrepareSpec
+
+
+class Config(Protocol):
+    """A frozen dataclass of a method's own settings; its defaults are the paper's."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+@dataclass
+class TrainingState:
+    """Where training stands when a step is taken.
+
+    Attributes:
+        epoch: number of the current epoch, from 1.
+        batch_index: number of the current batch within the epoch, from 0.
+        optimizers: the method's optimisers by name.
+        generator: the only source of randomness of a step.
+        autocast: compute the networks in bfloat16.
+    """
+
+    epoch: int
+    batch_index: int
+    optimizers: dict[str, torch.optim.Optimizer]
+    generator: torch.Generator
+    autocast: bool = False
+
+
+class Method(nn.Module, ABC):
+    """A trainable anomaly detector; its public name is its file's name under ``methods/``.
+
+    Everything that has to survive a checkpoint (networks, latents, replay buffers) is a parameter or a
+    buffer of the module, so that ``state_dict`` is the whole of it.
+    """
+
+    paper: ClassVar[str]
+    scoring: ClassVar[str]
+    config_type: ClassVar[type]
+
+    @classmethod
+    @abstractmethod
+    def create(cls, prepare: PrepareSpec, config: Any) -> Method:
+        """Build the networks for inputs as ``prepare`` makes them; raises TrainingError for a size or setting it cannot take."""
+
+    @abstractmethod
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Make the optimisers, by the name of what they train."""
+
+    def start(self, *, batches: int, batch_size: int) -> None:  # noqa: B027 - optional hook, nothing by default
+        """Allocate the training state for epochs of ``batches`` batches of ``batch_size`` images."""
+
+    @abstractmethod
+    def training_step(self, batch: Tensor, state: TrainingState) -> dict[str, Tensor]:
+        """Take one batch (N, C, H, W) through all optimisers; return the losses by the paper's names."""
+
+    def fit_statistics(self, batches: Iterable[Tensor]) -> None:  # noqa: B027 - optional hook, nothing by default
+        """Fit what is fitted without gradients (memory banks, Gaussians)."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute exactly what the exported graph computes, by output name."""
+
+    def export_module(self) -> nn.Module:
+        """Return the module to export: same ``forward`` as this one, training machinery folded away."""
+        return self
+
+
+def available() -> list[str]:
+    """Names of the methods: the public modules under ``kizu.methods``."""
+    import kizu.methods
+
+    return sorted(m.name for m in pkgutil.iter_modules(kizu.methods.__path__) if not m.name.startswith("_"))
+
+
+def get(name: str) -> type[Method]:
+    """Return the method class called ``name`` (its file's name); raises TrainingError with the known names."""
+    if name not in available():
+        raise TrainingError(f"no method is called {name!r}; known methods: {', '.join(available())}")
+    module = importlib.import_module(f"kizu.methods.{name}")
+    found: type[Method] = module.METHOD
+    return found

@@ -1,0 +1,301 @@
+"""ALGAN-image: a discriminator trained against generated pseudo-anomalies (Murase & Fukumizu 2022).
+
+Equation and algorithm numbers below are that paper's (IEEE Access 10, doi 10.1109/ACCESS.2022.3169594).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from kizu.errors import TrainingError
+from kizu.layers.dcgan import Discriminator, Generator, check_size
+from kizu.layers.pooling import ChannelPool
+from kizu.method import Method, TrainingState
+
+if TYPE_CHECKING:
+    from kizu.prepare import PrepareSpec
+
+
+@dataclass(frozen=True)
+class AlganImageConfig:
+    """Settings of ALGAN-image; the defaults are the paper's (sections III-D and IV-A).
+
+    Attributes:
+        width: channels of D's first layer; they double at each layer up to eight times that.
+        latent_dim: length of z.
+        sigma: standard deviation of the anomalous latents (> 0; the paper's peak is at 4 to 5).
+        alpha: share of fake-normal against fake-anomalous, in the loss and in a batch of latents (0 to 1).
+        xi: share of fresh fakes against buffered ones in the loss (0 to 1).
+        n_z: epochs between two draws of the latents.
+        n_dis: updates of D a batch.
+        lr_g, lr_d: Adam's learning rates of G and D.
+        beta1, beta2: Adam's momenta.
+        latents: "slot" keeps a batch of latents for each batch of an epoch, "shared" one for all of them
+            (algorithm 1 to the letter).
+        buffer: "one" buffer for the whole training set (section IV-A-1) or one "per_batch", together a store as
+            long as section III-A's.
+        buffer_size: images a buffer holds, in batches.
+        buffer_replaced: share of a buffer's images that new fakes replace at each visit.
+        fake_batch_norm: how G makes D's fakes. "mixed": normal and anomalous latents in one training-mode
+            batch; "running": G on its running statistics. (Anomalous latents in a training-mode batch of
+            their own would have sigma divided away.)
+    """
+
+    width: int = 64
+    latent_dim: int = 100
+    sigma: float = 4.0
+    alpha: float = 0.75
+    xi: float = 0.75
+    n_z: int = 2
+    n_dis: int = 2
+    lr_g: float = 2e-4
+    lr_d: float = 1e-4
+    beta1: float = 0.0
+    beta2: float = 0.9
+    latents: Literal["slot", "shared"] = "slot"
+    buffer: Literal["one", "per_batch"] = "one"
+    buffer_size: float = 2.0
+    buffer_replaced: float = 0.5
+    fake_batch_norm: Literal["mixed", "running"] = "mixed"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("alpha", 0.0, 1.0),
+            ("xi", 0.0, 1.0),
+            ("buffer_replaced", 0.0, 1.0),
+            ("beta1", 0.0, 1.0),
+            ("beta2", 0.0, 1.0),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise TrainingError(f"{name} is {getattr(self, name)}, but must lie in [{low:g}, {high:g}]")
+        for name in ("width", "latent_dim", "n_z", "n_dis"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        for name in ("sigma", "lr_g", "lr_d", "buffer_size"):
+            if not getattr(self, name) > 0:
+                raise TrainingError(f"{name} is {getattr(self, name)}, but must be greater than 0")
+        for name, choices in (
+            ("latents", ("slot", "shared")),
+            ("buffer", ("one", "per_batch")),
+            ("fake_batch_norm", ("mixed", "running")),
+        ):
+            if getattr(self, name) not in choices:
+                raise TrainingError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}")
+
+
+def discriminator_loss(
+    real: Tensor,
+    fake_normal: Tensor,
+    fake_anomalous: Tensor,
+    buffered_normal: Tensor | None,
+    buffered_anomalous: Tensor | None,
+    *,
+    alpha: float,
+    xi: float,
+) -> Tensor:
+    """Equation 6, negated for minimisation, from logits (each of shape (N,)).
+
+    ``-log D(x) = softplus(-logit)`` and ``-log(1 - D(x)) = softplus(logit)``. Without buffered images (the
+    first epoch, algorithm 1 line 10) their terms are left out.
+    """
+
+    def fake(fresh: Tensor, buffered: Tensor | None) -> Tensor:
+        loss = xi * _mean(softplus(fresh))
+        return loss if buffered is None else loss + (1 - xi) * _mean(softplus(buffered))
+
+    return (
+        softplus(-real).mean()
+        + alpha * fake(fake_normal, buffered_normal)
+        + (1 - alpha) * fake(fake_anomalous, buffered_anomalous)
+    )
+
+
+def generator_loss(fake_normal: Tensor) -> Tensor:
+    """Equation 5 from logits (N,): the mean of ``log(1 - D(G(z)))``."""
+    return -softplus(fake_normal).mean()
+
+
+def _mean(losses: Tensor) -> Tensor:
+    """Mean; 0 for no elements (alpha of 0 or 1 leaves one kind of fake out)."""
+    return losses.mean() if losses.numel() else losses.sum()
+
+
+class AlganImage(Method):
+    """ALGAN on images. Scores by minus the discriminator's logit (equation 8, figure 5)."""
+
+    paper: ClassVar[str] = (
+        "H. Murase and K. Fukumizu, ALGAN: Anomaly Detection by Generating Pseudo Anomalous Data via Latent "
+        "Variables, IEEE Access 10, 2022"
+    )
+    scoring: ClassVar[str] = "logit"
+    config_type: ClassVar[type] = AlganImageConfig
+    z_d: Tensor
+    z_g: Tensor
+    buffer: Tensor
+
+    def __init__(self, prepare: PrepareSpec, config: AlganImageConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = check_size(*prepare.size)
+        self.image_shape = (prepare.own_channels, size, size)
+        self.generator = Generator(
+            size=size, channels=prepare.own_channels, latent_dim=config.latent_dim, width=config.width
+        )
+        self.discriminator = Discriminator(size=size, channels=prepare.channels, width=config.width)
+        self.pool = ChannelPool(prepare)
+        for name in ("z_d", "z_g", "buffer"):
+            self.register_buffer(name, torch.empty(0))
+
+    @classmethod
+    def create(cls, prepare: PrepareSpec, config: Any) -> AlganImage:
+        """Build ALGAN-image for square inputs of 32, 64, 128, 256 or 512 pixels."""
+        return cls(prepare, config)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Adam for G and for D."""
+        config = self.config
+        betas = (config.beta1, config.beta2)
+        return {
+            "G": torch.optim.Adam(self.generator.parameters(), config.lr_g, betas),
+            "D": torch.optim.Adam(self.discriminator.parameters(), config.lr_d, betas),
+        }
+
+    def start(self, *, batches: int, batch_size: int) -> None:
+        """Allocate latents and buffers."""
+        config = self.config
+        self.n_anomalous = round((1 - config.alpha) * batch_size)
+        if 0 < config.alpha < 1:  # a batch of both kinds has at least one of each
+            self.n_anomalous = min(max(self.n_anomalous, 1), batch_size - 1)
+        self.n_normal = batch_size - self.n_anomalous
+        slots = batches if config.latents == "slot" else 1
+        self.z_d = torch.zeros(slots, batch_size, config.latent_dim)
+        self.z_g = torch.zeros(slots, batch_size, config.latent_dim)
+        self.held_normal = max(round(config.buffer_size * self.n_normal), min(self.n_normal, 1))
+        held_anomalous = max(round(config.buffer_size * self.n_anomalous), min(self.n_anomalous, 1))
+        buffers = batches if config.buffer == "per_batch" else 1
+        # Half precision halves a long memory; its rounding is a tenth of one grey level.
+        self.buffer = torch.zeros(
+            buffers, self.held_normal + held_anomalous, *self.image_shape, dtype=torch.float16
+        )
+
+    def training_step(self, batch: Tensor, state: TrainingState) -> dict[str, Tensor]:
+        """Algorithm 1, lines 7 to 20, for one batch of prepared real images (N, C, H, W)."""
+        config = self.config
+        if state.batch_index == 0 and (state.epoch == 1 or state.epoch % config.n_z == 0):
+            self._draw_latents(state.generator)
+        fakes = self.fakes(self.z_d[state.batch_index % len(self.z_d)], autocast=state.autocast)
+        # Lines 8 to 17. G stands still meanwhile, so line 9 gives the same fakes at each of the n_dis updates.
+        for _ in range(config.n_dis):
+            buffered = self._sample_buffer(state) if state.epoch > 1 else fakes[:0]
+            images = torch.cat([batch, self.pool(torch.cat([fakes, buffered]))])
+            with torch.autocast("cpu", torch.bfloat16, enabled=state.autocast):
+                logits = self.discriminator(images).float()
+            real, normal, anomalous, old_normal, old_anomalous = logits.split(
+                [len(batch), self.n_normal, self.n_anomalous]
+                + ([self.n_normal, self.n_anomalous] if len(buffered) else [0, 0])
+            )
+            has_old = len(buffered) > 0
+            loss_d = discriminator_loss(
+                real,
+                normal,
+                anomalous,
+                old_normal if has_old else None,
+                old_anomalous if has_old else None,
+                alpha=config.alpha,
+                xi=config.xi,
+            )
+            _update(state.optimizers["D"], loss_d)
+        self._store(fakes, state)
+        loss_g = self._update_generator(state)
+        return {"loss_D": loss_d.detach(), "loss_G": loss_g.detach(), "logit_real": real.detach().mean()}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return ``{"logit": (N,)}`` of prepared images (N, C, H, W)."""
+        return {"logit": self.discriminator(x)}
+
+    def export_module(self) -> nn.Module:
+        """Return the discriminator alone with its spectral norm folded into the weights."""
+        return _Scorer(self.discriminator.folded())
+
+    @torch.no_grad()
+    def fakes(self, z: Tensor, *, autocast: bool = False) -> Tensor:
+        """G(z_d) (line 9): images (N, own channels, H, W) of latents (N, latent_dim), made as ``fake_batch_norm`` says."""
+        self.generator.train(self.config.fake_batch_norm == "mixed")
+        try:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                images: Tensor = self.generator(z)
+            return images.float()
+        finally:
+            self.generator.train(self.training)
+
+    def _draw_latents(self, generator: torch.Generator) -> None:
+        """Lines 3 and 4; in each batch of z_d the normal latents come first."""
+        self.z_d.normal_(generator=generator)
+        self.z_d[:, self.n_normal :] *= self.config.sigma
+        self.z_g.normal_(generator=generator)
+
+    def _update_generator(self, state: TrainingState) -> Tensor:
+        """Lines 19 and 20, on normal latents only."""
+        z = self.z_g[state.batch_index % len(self.z_g)]
+        self.discriminator.requires_grad_(False)  # its gradients are not needed here
+        with torch.autocast("cpu", torch.bfloat16, enabled=state.autocast):
+            logits = self.discriminator(self.pool(self.generator(z).float()))
+        loss = generator_loss(logits.float())
+        _update(state.optimizers["G"], loss)
+        self.discriminator.requires_grad_(True)
+        return loss
+
+    def _parts(self) -> list[tuple[slice, slice]]:
+        """(where in a batch of fakes, where in a buffer) of the normal and of the anomalous images."""
+        return [
+            (slice(0, self.n_normal), slice(0, self.held_normal)),
+            (slice(self.n_normal, None), slice(self.held_normal, None)),
+        ]
+
+    def _sample_buffer(self, state: TrainingState) -> Tensor:
+        """Line 13: as many buffered images as a batch of fakes, of each kind."""
+        held = self.buffer[state.batch_index % len(self.buffer)]
+        picked = []
+        for fresh, old in self._parts():
+            n = len(range(self.n_normal + self.n_anomalous)[fresh])
+            images = held[old]
+            if n:
+                order = torch.randperm(len(images), generator=state.generator)
+                picked.append(images[order.repeat(-(-n // len(images)))[:n]])
+        return torch.cat(picked).float()
+
+    def _store(self, fakes: Tensor, state: TrainingState) -> None:
+        """Line 18: new fakes replace a random share of the buffer; the first visits fill it."""
+        held = self.buffer[state.batch_index % len(self.buffer)]
+        first_visit = state.epoch == 1 and (self.config.buffer == "per_batch" or state.batch_index == 0)
+        for fresh, old in self._parts():
+            images, new = held[old], fakes[fresh]
+            if not len(images):
+                continue
+            n = len(images) if first_visit else round(self.config.buffer_replaced * len(images))
+            where = torch.randperm(len(images), generator=state.generator)[:n]
+            which = torch.randperm(len(new), generator=state.generator)
+            images[where] = new[which.repeat(-(-n // len(new)))[:n]].half()
+
+
+class _Scorer(nn.Module):
+    def __init__(self, discriminator: nn.Module) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logit": self.discriminator(x)}
+
+
+def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+METHOD = AlganImage

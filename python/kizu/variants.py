@@ -1,0 +1,178 @@
+"""The precision variants of an ONNX graph: fp16, int8 as symmetric QDQ, and int8 with fp16 around it.
+
+Strongly typed builders take the precision from the file, so each variant is a graph of its own. All read and write
+float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from kizu.errors import KizuError
+
+OPSET = 20  # >= 19: QuantizeLinear and DequantizeLinear take float16
+_LARGEST_FP16 = float(np.finfo(np.float16).max)
+
+
+class ExportError(KizuError):
+    """A model cannot be exported, or what was exported does not agree with it."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' advice to their developers from the user's screen; errors still raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+class _Outputs(nn.Module):
+    """A method's export module with a tuple for its dictionary, as the exporter wants it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module(x).values())
+
+
+def fp32(module: nn.Module, channels: int, height: int, width: int) -> onnx.ModelProto:
+    """The ONNX graph of an export module: input ``x`` (batch, channels, height, width), outputs by their names."""
+    module = module.eval()
+    example = torch.zeros(2, channels, height, width)
+    with torch.no_grad():
+        names = list(module(example))
+    with _quiet():
+        program = torch.onnx.export(
+            _Outputs(module),
+            (example,),
+            dynamo=True,
+            input_names=["x"],
+            output_names=names,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("torch returned no ONNX program")
+    model: onnx.ModelProto = program.model_proto
+    for node in model.graph.node:  # where torch's source lay is of no use on the line
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del model.graph.value_info[:]
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with its inner tensors in float16, float32 inputs and outputs cast at the border.
+
+    Raises:
+        ExportError: a weight does not fit float16.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    for tensor in graph.initializer:
+        _halve(tensor)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _halve(attribute.t)
+    casts = []
+    for value in graph.input:
+        _rename_inputs(graph, value.name, f"{value.name}_fp16")
+        casts.append(helper.make_node("Cast", [value.name], [f"{value.name}_fp16"], to=TensorProto.FLOAT16))
+    body = list(graph.node)
+    for value in graph.output:
+        for node in body:
+            for i, name in enumerate(node.output):
+                if name == value.name:
+                    node.output[i] = f"{value.name}_fp16"
+        _rename_inputs(graph, value.name, f"{value.name}_fp16")
+        body.append(helper.make_node("Cast", [f"{value.name}_fp16"], [value.name], to=TensorProto.FLOAT))
+    del graph.node[:]
+    graph.node.extend([*casts, *body])
+    del graph.value_info[:]
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def _rename_inputs(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == old:
+                node.input[i] = new
+
+
+def _halve(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type != TensorProto.FLOAT:
+        return
+    values = numpy_helper.to_array(tensor)
+    if values.size and float(np.abs(values).max()) > _LARGEST_FP16:
+        raise ExportError(f"{tensor.name} holds {np.abs(values).max():.3g}, which float16 cannot")
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+
+
+def int8(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> onnx.ModelProto:
+    """The graph with every convolution reading int8: symmetric QDQ, weights a channel, biases left as they are.
+
+    Args:
+        model: the fp32 graph.
+        inputs: model inputs (N, C, H, W) of good images; the activations' ranges come from them.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+        onnx.save(model, source)
+        quantize_static(
+            str(source),
+            str(target),
+            _Reader(iter(inputs)),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "ConvTranspose"],
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                # Quantise what a convolution reads; what it writes goes through its activation first.
+                "OpTypesToExcludeOutputQuantization": ["Conv", "ConvTranspose"],
+            },
+        )
+        result = onnx.load(target)
+    del result.graph.value_info[:]
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+class _Reader:
+    def __init__(self, inputs: Iterator[NDArray[np.float32]]) -> None:
+        self._inputs = inputs
+
+    def get_next(self) -> dict[str, Any] | None:
+        image = next(self._inputs, None)
+        return None if image is None else {"x": image[None]}
