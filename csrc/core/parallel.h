@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <thread>
 #include <vector>
 
@@ -17,8 +18,9 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(part) once for each part in [0, threads()), concurrently, and returns when all are done. The body
-  // must not throw. One caller at a time. Allocates nothing.
+  // Calls body(part) once for each part in [0, threads()) and returns when all are done. The caller takes parts too,
+  // so a worker that the system wakes late delays nothing. The body must not throw. One caller at a time. Allocates
+  // nothing.
   template <typename Body>
   void run(const Body& body) {
     run_parts([](const void* context, int part) { (*static_cast<const Body*>(context))(part); }, &body);
@@ -27,11 +29,16 @@ class ThreadPool {
  private:
   using Job = void (*)(const void* context, int part);
   void run_parts(Job job, const void* context);
-  void work(int part);
+  // Takes unclaimed parts of the present job until there is none.
+  void take_parts();
+  void work();
 
   std::vector<std::thread> workers_;
-  std::atomic<unsigned> round_{0};  // grows by one a job; workers wait for it
-  std::atomic<int> busy_{0};        // workers that have not finished the present job
+  // The job's number above, its next unclaimed part below: one word, so that no part of a later job is taken for one
+  // of an earlier.
+  std::atomic<std::uint64_t> claims_;
+  std::atomic<std::uint32_t> round_{0};  // grows by one a job; workers sleep on it
+  std::atomic<int> undone_{0};           // parts of the present job that are not done
   std::atomic<bool> stop_{false};
   Job job_ = nullptr;
   const void* context_ = nullptr;
