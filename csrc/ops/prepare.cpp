@@ -44,8 +44,8 @@ PreparePlan::PreparePlan(PrepareSpec spec) : spec_(std::move(spec)) {
   check(spec_.height > 0 && spec_.width > 0, "the output is ", spec_.height, "x", spec_.width, ", but needs pixels");
   check(spec_.channels == 1 || spec_.channels == 3, "channels is ", spec_.channels, ", but must be 1 or 3");
   const std::size_t channels = spec_.channels, tables = spec_.tables.size();
-  check(tables == channels || (channels == 3 && tables == channels + 2), "there are ", tables, " tables for ",
-        channels, " channels");
+  check(tables == channels || (channels == 3 && tables == channels + 2), "there are ", tables, " tables for ", channels,
+        " channels");
   for (std::size_t i = 0; i < tables; ++i) {
     const std::size_t entries = i == channels + 1 ? 255 * channels + 1 : 256;
     check(spec_.tables[i].size() == entries, "table ", i, " has ", spec_.tables[i].size(), " entries, but needs ",
@@ -159,10 +159,9 @@ void resize_block(const RowKernels& kernels, const PreparePlan& plan, const RowA
   for (int r = 0; r < kLanes; ++r) rows[r] = row_at(std::min(r, lanes - 1));
   kernels.interleave(rows, columns.n_in * channels, scratch.block.data());
   for (std::ptrdiff_t c = 0; c < channels; ++c)
-    kernels.resize_columns(scratch.block.data() + (swapped ? channels - 1 - c : c) * kLanes,
-                           static_cast<int>(channels), columns.first.data(), columns.count.data(),
-                           columns.weights.data(), columns.stride, columns.n_out,
-                           scratch.resized.data() + c * width * kLanes);
+    kernels.resize_columns(scratch.block.data() + (swapped ? channels - 1 - c : c) * kLanes, static_cast<int>(channels),
+                           columns.first.data(), columns.count.data(), columns.weights.data(), columns.stride,
+                           columns.n_out, scratch.resized.data() + c * width * kLanes);
   kernels.deinterleave(scratch.resized.data(), channels * width, resized, stride);
 }
 
@@ -189,13 +188,15 @@ void resize_part(const PreparePlan& plan, const Frame& frame, PrepareScratch::Pa
       const int lanes = std::min(kLanes, b.out_end - y);
       for (int r = 0; r < lanes; ++r)
         resize_row(y + r, input.row(plan.rows().first[y + r]), input.stride, n_in, rows + r * n_in);
-      resize_block(kernels, plan, [&](int r) { return rows + r * n_in; }, lanes, input.swapped, scratch, planes, stride);
+      resize_block(
+          kernels, plan, [&](int r) { return rows + r * n_in; }, lanes, input.swapped, scratch, planes, stride);
       for (int r = 0; r < lanes; ++r) sink(y + r, planes + r * stride);
     }
   } else {
     for (int y = b.in_begin; y < b.in_end; y += kLanes)
-      resize_block(kernels, plan, [&](int r) { return input.row(y + r); }, std::min(kLanes, b.in_end - y),
-                   input.swapped, scratch, rows + (y - b.in_begin) * stride, stride);
+      resize_block(
+          kernels, plan, [&](int r) { return input.row(y + r); }, std::min(kLanes, b.in_end - y), input.swapped,
+          scratch, rows + (y - b.in_begin) * stride, stride);
     std::uint8_t* planes = scratch.resized.data();
     for (int y = b.out_begin; y < b.out_end; ++y) {
       resize_row(y, rows + (plan.rows().first[y] - b.in_begin) * stride, stride, n_out, planes);
@@ -248,8 +249,7 @@ void prepare(const PreparePlan& plan, const Frame& frame, float* out, PrepareScr
   });
 }
 
-void resize(const PreparePlan& plan, const Frame& frame, std::uint8_t* out, PrepareScratch& scratch,
-            ThreadPool& pool) {
+void resize(const PreparePlan& plan, const Frame& frame, std::uint8_t* out, PrepareScratch& scratch, ThreadPool& pool) {
   const PrepareSpec& spec = plan.spec();
   const std::ptrdiff_t width = spec.width, plane = width * spec.height;
   row_kernels();

@@ -32,11 +32,14 @@ kizu::Frame as_frame(const py::array& frame, int channels, bool bgr) {
 
 template <typename T>
 T* as_output(py::array& out, const char* dtype, py::ssize_t channels, py::ssize_t height, py::ssize_t width) {
-  if (out.dtype().kind() != (std::is_same_v<T, float> ? 'f' : 'u') || out.itemsize() != sizeof(T))
+  const char order = out.dtype().byteorder();
+  if (out.dtype().kind() != (std::is_same_v<T, float> ? 'f' : 'u') || out.itemsize() != sizeof(T) ||
+      (order != '=' && order != '|'))
     throw py::type_error(std::string("the output's dtype must be ") + dtype);
   check(out.ndim() == 3 && out.shape(0) == channels && out.shape(1) == height && out.shape(2) == width,
         "the output's shape must be (", channels, ", ", height, ", ", width, ")");
   check((out.flags() & py::array::c_style) != 0, "the output must be C-contiguous");
+  check((out.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0, "the output must be aligned to its dtype");
   return static_cast<T*>(out.mutable_data());  // throws if it is read-only
 }
 
