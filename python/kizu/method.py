@@ -54,24 +54,25 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str]
     scoring: ClassVar[str]
     config_type: ClassVar[type]
+    config: Any
 
     @classmethod
     @abstractmethod
     def create(cls, prepare: PrepareSpec, config: Any) -> Method:
-        """Build the networks for inputs as ``prepare`` makes them; raises TrainingError for a size or setting it cannot take."""
+        """Build the networks for inputs as ``prepare`` makes them; raises TrainingError for what it cannot take."""
 
     @abstractmethod
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Make the optimisers, by the name of what they train."""
 
-    def start(self, *, batches: int, batch_size: int) -> None:  # noqa: B027 - optional hook, nothing by default
+    def start(self, *, batches: int, batch_size: int) -> None:
         """Allocate the training state for epochs of ``batches`` batches of ``batch_size`` images."""
 
     @abstractmethod
     def training_step(self, batch: Tensor, state: TrainingState) -> dict[str, Tensor]:
         """Take one batch (N, C, H, W) through all optimisers; return the losses by the paper's names."""
 
-    def fit_statistics(self, batches: Iterable[Tensor]) -> None:  # noqa: B027 - optional hook, nothing by default
+    def fit_statistics(self, batches: Iterable[Tensor]) -> None:
         """Fit what is fitted without gradients (memory banks, Gaussians)."""
 
     @abstractmethod

@@ -96,7 +96,8 @@ class Discriminator(nn.Module):
     @torch.no_grad()
     def folded(self) -> Discriminator:
         """Return a copy with plain convolutions that hold the normalised weights, in evaluation mode."""
-        plain = Discriminator(**self.arguments, spectral=False).eval()
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn only to be replaced
+            plain = Discriminator(**self.arguments, spectral=False).eval()
         training = self.training
         self.eval()  # the norm's power iteration stands still
         for to, layer in zip(plain.layers, self.layers, strict=True):

@@ -5,7 +5,8 @@ Equation and algorithm numbers below are that paper's (IEEE Access 10, doi 10.11
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -64,15 +65,18 @@ class AlganImageConfig:
     fake_batch_norm: Literal["mixed", "running"] = "mixed"
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("alpha", 0.0, 1.0),
-            ("xi", 0.0, 1.0),
-            ("buffer_replaced", 0.0, 1.0),
-            ("beta1", 0.0, 1.0),
-            ("beta2", 0.0, 1.0),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must lie in [{low:g}, {high:g}]")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if type(item.default) is int and type(value) is not int:
+                raise TrainingError(f"{item.name} is {value!r}, but must be a whole number")
+            if type(item.default) is float and (type(value) not in (int, float) or not math.isfinite(value)):
+                raise TrainingError(f"{item.name} is {value!r}, but must be a finite number")
+        for name in ("alpha", "xi", "buffer_replaced"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}, but must lie in [0, 1]")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 0 and below 1")
         for name in ("width", "latent_dim", "n_z", "n_dis"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 1")
@@ -86,6 +90,11 @@ class AlganImageConfig:
         ):
             if getattr(self, name) not in choices:
                 raise TrainingError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}")
+        if self.alpha == 0 and self.fake_batch_norm == "mixed":
+            raise TrainingError(
+                "alpha is 0, so that a batch holds anomalous latents alone, and batch normalisation of such a batch "
+                'divides sigma away; set fake_batch_norm to "running", or alpha above 0'
+            )
 
 
 def discriminator_loss(
@@ -166,8 +175,13 @@ class AlganImage(Method):
         }
 
     def start(self, *, batches: int, batch_size: int) -> None:
-        """Allocate latents and buffers."""
+        """Allocate latents and buffers; raises TrainingError for batches too small to hold both kinds of fakes."""
         config = self.config
+        if batch_size < 2 and 0 < config.alpha < 1:
+            raise TrainingError(
+                "a batch of 1 image has no room for a fake-normal and a fake-anomalous image; use batches of at least "
+                "2 and as many training images, or set alpha to 1"
+            )
         self.n_anomalous = round((1 - config.alpha) * batch_size)
         if 0 < config.alpha < 1:  # a batch of both kinds has at least one of each
             self.n_anomalous = min(max(self.n_anomalous, 1), batch_size - 1)
@@ -179,9 +193,7 @@ class AlganImage(Method):
         held_anomalous = max(round(config.buffer_size * self.n_anomalous), min(self.n_anomalous, 1))
         buffers = batches if config.buffer == "per_batch" else 1
         # Half precision halves a long memory; its rounding is a tenth of one grey level.
-        self.buffer = torch.zeros(
-            buffers, self.held_normal + held_anomalous, *self.image_shape, dtype=torch.float16
-        )
+        self.buffer = torch.zeros(buffers, self.held_normal + held_anomalous, *self.image_shape, dtype=torch.float16)
 
     def training_step(self, batch: Tensor, state: TrainingState) -> dict[str, Tensor]:
         """Algorithm 1, lines 7 to 20, for one batch of prepared real images (N, C, H, W)."""
@@ -224,7 +236,7 @@ class AlganImage(Method):
 
     @torch.no_grad()
     def fakes(self, z: Tensor, *, autocast: bool = False) -> Tensor:
-        """G(z_d) (line 9): images (N, own channels, H, W) of latents (N, latent_dim), made as ``fake_batch_norm`` says."""
+        """G(z_d) (line 9): latents (N, latent_dim) to images (N, own channels, H, W) by ``fake_batch_norm``."""
         self.generator.train(self.config.fake_batch_norm == "mixed")
         try:
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

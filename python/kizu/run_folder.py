@@ -1,0 +1,84 @@
+"""The folder of a training run: whose it is, and its files, each replaced as a whole and never half-written."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kizu
+from kizu.errors import TrainingError
+from kizu.settings import CHECKPOINT, SETTINGS, TrainingSettings, read_settings
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """Load a file of a run, weights only; raises TrainingError."""
+    try:
+        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise TrainingError(f"{path}: there is no such file; train first, or check the folder") from error
+    except Exception as error:  # a damaged file raises many kinds
+        raise TrainingError(f"{path} cannot be loaded: {error}") from error
+    return values
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that it is whole at any moment; on a failure the old one stays and nothing lies beside it."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def save_file(values: Mapping[str, Any], path: Path) -> None:
+    """Write what ``load_file`` reads; the file is whole at any moment."""
+    stream = io.BytesIO()
+    torch.save(dict(values), stream)
+    replace_file(path, stream.getvalue())
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has left a checkpoint in the folder."""
+    return (folder / CHECKPOINT).exists()
+
+
+def check(folder: Path, settings: TrainingSettings, resume: bool) -> None:
+    """Raise TrainingError unless the folder is free, or with ``resume`` holds a run of these settings."""
+    if not resume:
+        if holds_run(folder):
+            raise TrainingError(f"{folder} holds a training run already; go on with --resume or name another folder")
+        return
+    held = read_settings(folder)
+    allowed = ("epochs", "threads")
+    names = [item.name for item in fields(held) if item.name not in allowed]
+    changed = [name for name in names if getattr(held, name) != getattr(settings, name)]
+    if changed:
+        raise TrainingError(
+            f"{folder} was trained with other settings ({', '.join(changed)}); resume with the same, or start anew "
+            "in another folder"
+        )
+    if not holds_run(folder):
+        raise TrainingError(f"{folder}: there is no {CHECKPOINT} to resume from; train without --resume")
+
+
+def claim(folder: Path, settings: TrainingSettings) -> None:
+    """Make the folder this run's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "settings": settings.as_dict(),
+        "versions": {"kizu": kizu.__version__, "torch": str(torch.__version__), "python": platform.python_version()},
+    }
+    replace_file(folder / SETTINGS, json.dumps(about, indent=1).encode())
