@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-
 import numpy as np
 import onnx
 import torch
@@ -22,15 +21,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 import kizu
-from kizu import bundle, threshold, variants
+from kizu import bundle, calibrate, threshold, variants
 from kizu.data import Sample, Split
 from kizu.data.prepared import PreparedImages
 from kizu.engine import BuildOptions
 from kizu.engines.onnxruntime import OnnxRuntime
-from kizu.errors import ThresholdError
+from kizu.errors import ThresholdError, TrainingError
 from kizu.pipeline import Pipeline
 from kizu.prepare import Preparer, PrepareSpec
-from kizu.training import CHECKPOINT, epoch_file, load_file, read_settings, score_inputs
+from kizu.run_folder import load_file
+from kizu.settings import CHECKPOINT, epoch_file, read_settings
+from kizu.validation import RULES, score_inputs
 from kizu.variants import ExportError
 
 GOLDEN_FRAMES = 32
@@ -60,6 +61,7 @@ def export(
     *,
     rule: str | None = None,
     false_reject: float = 0.05,
+    manual: float | None = None,
     note: Note = lambda text: None,
 ) -> Exported:
     """Export a training run to a bundle.
@@ -70,81 +72,60 @@ def export(
         rule: which epoch: "labelled" (the paper's rule) or "good" (good images alone); by default "labelled" where the
             run had labelled validation images.
         false_reject: the rate of good parts rejected that the threshold promises not to exceed.
+        manual: a threshold set by hand, for when there are too few calibration images; no rate is promised then.
         note: is told what is being done.
 
     Raises:
         ThresholdError: too few calibration images for the rate.
-        ExportError: torch and the engine disagree.
-        TrainingError, DataError: the run or its data are not whole.
+        ExportError: torch and the engine disagree, or ``path`` cannot be written.
+        TrainingError, DataError: the run or its data are not whole, or the data are not those of the run.
     """
     run, path = Path(run), Path(path)
+    if not path.parent.is_dir() or path.is_dir():
+        raise ExportError(f"{path} cannot be written: it is a folder, or there is no folder to write it in")
     settings = read_settings(run)
     rule = rule or ("labelled" if epoch_file(run, "labelled").exists() else "good")
+    if rule not in RULES:
+        raise ExportError(f"no rule to pick an epoch is called {rule!r}; choose from {', '.join(RULES)}")
     picked = load_file(epoch_file(run, rule))
+    checkpoint = load_file(run / CHECKPOINT)
     dataset = settings.dataset()
     split = settings.divide(dataset)
-    chosen = threshold.one_per_group([sample.group for sample in split.calibration], seed=settings.seed)
-    parts = [split.calibration[i] for i in chosen]
-    needed = threshold.images_needed(false_reject)
-    if len(parts) < needed:
-        raise ThresholdError(
-            f"a false-reject rate of {false_reject:g} needs {needed} calibration images of different good parts, but "
-            f"{len(parts)} are set aside; add good images, train with a larger calibration share, or accept a rate of "
-            f"{1 / (len(parts) + 1):.3g} or more"
+    if [sample.name for sample in split.train] != checkpoint["train"]:
+        raise TrainingError(
+            f"{run}: the images of {settings.data} are not those of the training, so that calibration could fall on "
+            "images that the model has seen; bring them back, or train anew"
         )
+    parts = _calibration_parts(split, settings.seed)
+    _check_parts(len(parts), false_reject if manual is None else None)
     spec = settings.prepare(dataset)
     method = settings.create(spec)
     module = method.export_module()
     module.load_state_dict(picked["module"])
 
     note("exporting the graph and its precision variants")
-    graphs = _graphs(module, spec, split)
+    graphs, unfit = _graphs(module, spec, split)
     golden = _golden_frames(parts, split, seed=settings.seed)
     frames = [sample.read() for sample in parts]
-
     note(f"scoring {len(frames)} calibration images and {len(golden)} golden frames in each precision")
-    reference = _torch_scores(module, method.scoring, spec, golden)
-    scores = {"fp32": _torch_scores(module, method.scoring, spec, frames)}
-    unit = float(np.std(scores["fp32"]))
-    if not unit > 0:
-        raise ExportError("the calibration images all have the same score: the network has learnt nothing to tell")
-    deviations: dict[str, float] = {}
-    left_out: dict[str, str] = {}
-
-    def judge(precision: str, found: NDArray[np.float64]) -> bool:
-        deviations[precision] = float(np.max(np.abs(found - reference))) / unit
-        allowed = bundle.TOLERANCES[precision]
-        if deviations[precision] <= allowed:
-            return True
-        left_out[precision] = (
-            f"off by up to {deviations[precision]:.3g} standard deviations of the good scores; {allowed:g} are allowed"
-        )
-        return False
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, graph in list(graphs.items()):
-            with _running(graph, spec, method.scoring, Path(folder), name) as score:
-                if not judge(name, score(golden)):
-                    del graphs[name]
-                elif name != "fp32":
-                    scores[name] = score(frames)
-    if "fp32" in left_out:
-        raise ExportError(f"torch and ONNX Runtime disagree on the exported graph: {left_out['fp32']}")
-    with torch.autocast("cpu", torch.bfloat16):
-        if judge("bf16", _torch_scores(module, method.scoring, spec, golden)):
-            scores["bf16"] = _torch_scores(module, method.scoring, spec, frames)
+    found = _measure(graphs, module, method.scoring, spec, golden, frames)
+    left_out = {**unfit, **found.left_out}
+    graphs = {name: graph for name, graph in graphs.items() if name in found.scores}
 
     members = {f"graphs/{name}.onnx": graph.SerializeToString(deterministic=True) for name, graph in graphs.items()}
     pictures = {f"golden/{i:03}.png": bundle.encode_frame(frame) for i, frame in enumerate(golden)}
-    ordered = {name: tuple(sorted(float(v) for v in values)) for name, values in scores.items()}
     manifest = bundle.Manifest(
         method=bundle.MethodInfo(settings.method, method.paper, asdict(method.config)),
         prepare=spec,
         scoring=method.scoring,
         graphs={name: f"graphs/{name}.onnx" for name in graphs},
-        calibration=bundle.Calibration(ordered, len(split.calibration)),
-        threshold=conformal(ordered, false_reject),
-        golden=bundle.Golden(tuple(pictures), tuple(float(v) for v in reference), dict(bundle.TOLERANCES)),
+        calibration=bundle.Calibration(found.scores, len(split.calibration)),
+        threshold=(
+            calibrate.conformal(found.scores, false_reject)
+            if manual is None
+            else calibrate.manual(list(found.scores), manual)
+        ),
+        golden=bundle.Golden(tuple(pictures), found.golden, dict(bundle.TOLERANCES)),
         training={
             "settings": settings.as_dict(),
             "split": split.rule,
@@ -152,36 +133,125 @@ def export(
             "epoch": int(picked["epoch"]),
             "epoch_rule": rule,
             "epoch_value": float(picked["value"]),
-            "history": load_file(run / CHECKPOINT)["history"],
+            "history": checkpoint["history"],
             "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {"kizu": kizu.__version__, "torch": str(torch.__version__), "onnx": onnx.__version__},
-            "deviations": deviations,
+            "deviations": found.deviations,
             "left_out": left_out,
         },
     )
     bundle.write(path, manifest, {**members, **pictures})
-    return Exported(path, deviations, left_out)
+    return Exported(path, found.deviations, left_out)
 
 
-def conformal(scores: Mapping[str, Sequence[float]], false_reject: float) -> bundle.Threshold:
-    """The threshold of each precision from its own calibration scores; raises ThresholdError."""
-    values = {name: threshold.conformal(np.array(s), false_reject) for name, s in scores.items()}
-    return bundle.Threshold(values, "conformal", false_reject, len(scores["fp32"]))
+@dataclass(frozen=True)
+class _Measured:
+    """Scores of the precisions that agree with torch.
+
+    Attributes:
+        golden: torch's scores of the golden frames.
+        scores: precision -> calibration scores, ascending.
+        deviations: precision -> as in ``Exported``; none where a score was not finite.
+        left_out: precision -> why.
+    """
+
+    golden: tuple[float, ...]
+    scores: dict[str, tuple[float, ...]]
+    deviations: dict[str, float]
+    left_out: dict[str, str]
 
 
-def _graphs(module: nn.Module, spec: PrepareSpec, split: Split) -> dict[str, onnx.ModelProto]:
-    images = PreparedImages.read(split.train[:_RANGE_IMAGES], spec)
+def _measure(
+    graphs: Mapping[str, onnx.ModelProto],
+    module: nn.Module,
+    scoring: str,
+    spec: PrepareSpec,
+    golden: Sequence[NDArray[np.uint8]],
+    frames: Sequence[NDArray[np.uint8]],
+) -> _Measured:
+    """Score golden frames and calibration frames in each precision; raises ExportError if fp32 disagrees with torch."""
+    reference = _torch_scores(module, scoring, spec, golden)
+    calibration = _torch_scores(module, scoring, spec, frames)
+    unit = float(np.std(calibration))
+    if not (unit > 0 and np.isfinite(reference).all()):
+        raise ExportError(
+            f"the scores of the good calibration images have a standard deviation of {unit:g}: the network has learnt "
+            "nothing that could be measured; train anew"
+        )
+    scores = {"fp32": tuple(np.sort(calibration).tolist())}
+    deviations: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+
+    def judge(precision: str, of_golden: NDArray[np.float64], of_frames: NDArray[np.float64]) -> None:
+        if not (np.isfinite(of_golden).all() and np.isfinite(of_frames).all()):
+            left_out[precision] = "some of its scores are not finite"
+            return
+        deviations[precision] = float(np.max(np.abs(of_golden - reference))) / unit
+        allowed = bundle.TOLERANCES[precision]
+        if deviations[precision] > allowed:
+            left_out[precision] = (
+                f"off by up to {deviations[precision]:.3g} standard deviations of the good scores; {allowed:g} are "
+                "allowed"
+            )
+        else:
+            scores.setdefault(precision, tuple(np.sort(of_frames).tolist()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, graph in graphs.items():
+            with _running(graph, spec, scoring, Path(folder), name) as score:
+                judge(name, score(golden), score(frames))
+            if "fp32" in left_out:
+                raise ExportError(f"torch and ONNX Runtime disagree on the exported graph: {left_out['fp32']}")
+    with torch.autocast("cpu", torch.bfloat16):  # engines compute bf16 from the fp32 graph
+        judge("bf16", _torch_scores(module, scoring, spec, golden), _torch_scores(module, scoring, spec, frames))
+    return _Measured(tuple(reference.tolist()), scores, deviations, left_out)
+
+
+def _check_parts(n: int, false_reject: float | None) -> None:
+    """Raise ThresholdError if there are too few calibration parts, for the rate or for any export."""
+    if false_reject is not None:
+        try:
+            threshold.check_count(n, false_reject)
+        except ThresholdError as error:
+            raise ThresholdError(
+                f"{error} Or train with a larger calibration share, or set the threshold by hand."
+            ) from error
+    if n < 2:
+        raise ThresholdError(
+            f"an export needs at least 2 good calibration images, whose spread is the unit of all tolerances, and "
+            f"there {'is' if n == 1 else 'are'} {n}; add good images, or train with a larger calibration share"
+        )
+
+
+def _calibration_parts(split: Split, seed: int) -> list[Sample]:
+    """One calibration image a physical part."""
+    if not split.calibration:
+        return []
+    chosen = threshold.one_per_group([sample.group for sample in split.calibration], seed=seed)
+    return [split.calibration[i] for i in chosen]
+
+
+def _graphs(module: nn.Module, spec: PrepareSpec, split: Split) -> tuple[dict[str, onnx.ModelProto], dict[str, str]]:
+    """The precision variants, and why others cannot be made."""
+    spread = np.linspace(0, len(split.train) - 1, min(_RANGE_IMAGES, len(split.train))).round().astype(int)
+    images = PreparedImages.read([split.train[i] for i in spread], spec)
     fp32 = variants.fp32(module, spec.channels, *spec.size)
-    int8 = variants.int8(fp32, images.inputs())
-    return {"fp32": fp32, "fp16": variants.fp16(fp32), "int8": int8, "int8+fp16": variants.fp16(int8)}
+    graphs = {"fp32": fp32, "int8": variants.int8(fp32, images.inputs())}
+    unfit: dict[str, str] = {}
+    for name, source in (("fp16", "fp32"), ("int8+fp16", "int8")):
+        try:
+            graphs[name] = variants.fp16(graphs[source])
+        except ExportError as error:
+            unfit[name] = str(error)
+    return graphs, unfit
 
 
 def _golden_frames(parts: Sequence[Sample], split: Split, *, seed: int) -> list[NDArray[np.uint8]]:
     """Real frames: calibration and validation images, then training images, then mirror images if those are few."""
     rng = np.random.default_rng(seed)
     first, more = [*parts, *split.validation], list(split.train)
-    rng.shuffle(first)  # type: ignore[arg-type]
-    rng.shuffle(more)  # type: ignore[arg-type]
+    rng.shuffle(first)
+    rng.shuffle(more)
     frames = [sample.read() for sample in [*first, *more][:GOLDEN_FRAMES]]
     mirrored = [np.ascontiguousarray(frame[:, ::-1]) for frame in frames]
     upside_down = [np.ascontiguousarray(frame[::-1]) for frame in [*frames, *mirrored]]

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kizu.errors import ThresholdError
 
-__all__ = ["at_recall", "best_f1", "conformal", "images_needed", "one_per_group"]
+__all__ = ["at_recall", "best_f1", "check_count", "conformal", "images_needed", "one_per_group"]
 
 
 def images_needed(false_reject: float) -> int:
@@ -34,6 +34,20 @@ def images_needed(false_reject: float) -> int:
     """
     alpha = _rate(false_reject, "false-reject rate")
     return math.ceil((1 - alpha) / alpha)
+
+
+def check_count(n: int, false_reject: float) -> None:
+    """Raise ThresholdError, saying what to do, if ``n`` good calibration images are too few for the rate."""
+    needed = images_needed(false_reject)
+    if n < needed:
+        raise ThresholdError(
+            f"a false-reject rate of {float(false_reject)!r} needs at least {needed} good calibration images, each of "
+            f"another part, and there {'is' if n == 1 else 'are'} {n}. Add images, or accept a rate of "
+            f"{_smallest_rate(n)} or more."
+            if n
+            else f"a false-reject rate of {float(false_reject)!r} needs at least {needed} good calibration images, "
+            "each of another part, and there are none. Add images."
+        )
 
 
 def conformal(scores: ArrayLike, false_reject: float) -> float:
@@ -56,14 +70,9 @@ def conformal(scores: ArrayLike, false_reject: float) -> float:
     alpha = _rate(false_reject, "false-reject rate")
     values = _scores(scores)
     n = values.size
+    check_count(n, false_reject)
     # In floating point 20 * (1 - 0.05) may come out a hair above 19 and its ceiling one too high.
     rank = math.ceil((n + 1) * (1 - alpha))
-    if rank > n:
-        raise ThresholdError(
-            f"a false-reject rate of {float(false_reject)!r} needs at least {images_needed(false_reject)} "
-            f"good calibration images, each of another part, and there {'is' if n == 1 else 'are'} {n}. "
-            f"Add images, or accept a rate of {_smallest_rate(n)} or more."
-        )
     return float(np.partition(values, rank - 1)[rank - 1])
 
 
