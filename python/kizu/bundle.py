@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import tempfile
 import zipfile
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
@@ -19,7 +20,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from kizu.errors import BundleError, FrameError
 from kizu.prepare import PrepareSpec
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
 FORMAT = "kizu-bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
 _COMMENT = "kizu bundle; SHA-256 of manifest.json: "
 _LARGEST_MANIFEST = 64 << 20
+# What zipfile raises for headers that make no sense.
+_DAMAGE = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
 T = TypeVar("T")
 
 # How far a precision's score of a golden frame may lie from the reference, in standard deviations of the good
@@ -151,7 +154,10 @@ class Bundle:
         """
         path = Path(path)
         if not path.is_file():
-            raise BundleError(f"{path}: there is no such file; kizu export writes a bundle")
+            what = (
+                "is a folder, not a bundle" if path.is_dir() else "there is no such file; kizu export writes a bundle"
+            )
+            raise BundleError(f"{path}: {what}")
         with _opened(path) as archive:
             manifest = _read_manifest(path, archive)
             for name, member in manifest.members.items():
@@ -180,7 +186,13 @@ class Bundle:
         """The golden frames in order, uint8 (H, W, 3) or (H, W)."""
         with _opened(self.path) as archive:
             for member in self.manifest.golden.members:
-                yield np.asarray(Image.open(io.BytesIO(archive.read(member))))
+                yield np.asarray(_image(archive, member))
+
+    def golden_shape(self) -> tuple[int, int]:
+        """(height, width) of the first golden frame, read off its header."""
+        with _opened(self.path) as archive:
+            width, height = _image(archive, self.manifest.golden.members[0]).size
+        return height, width
 
 
 def write(path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes]) -> None:
@@ -203,10 +215,13 @@ def set_threshold(path: str | os.PathLike[str], threshold: Threshold) -> Manifes
     """Replace a bundle's threshold, graphs untouched; the file is whole at any moment. Returns the new manifest."""
     bundle = Bundle.open(path)
     manifest = replace(bundle.manifest, threshold=threshold)
+    text = _to_json(manifest)
     with _opened(bundle.path) as old, _replacing(bundle.path) as (archive, _):
-        _write_manifest(archive, _to_json(manifest))
+        _write_manifest(archive, text)
         for name in manifest.members:
-            with old.open(name) as source, archive.open(_info(name), "w", force_zip64=True) as target:
+            info = _info(name)
+            info.file_size = manifest.members[name].size  # known beforehand, as in write: the same bytes
+            with old.open(name) as source, archive.open(info, "w") as target:
                 while chunk := source.read(1 << 20):
                     target.write(chunk)
     return manifest
@@ -214,9 +229,17 @@ def set_threshold(path: str | os.PathLike[str], threshold: Threshold) -> Manifes
 
 def encode_frame(frame: NDArray[np.uint8]) -> bytes:
     """A frame as PNG, lossless."""
+    from PIL import Image
+
     stream = io.BytesIO()
     Image.fromarray(frame).save(stream, "PNG", compress_level=6)
     return stream.getvalue()
+
+
+def _image(archive: zipfile.ZipFile, member: str) -> Image:
+    from PIL import Image  # not before it is needed: a warm start does without
+
+    return Image.open(io.BytesIO(archive.read(member)))
 
 
 def _info(name: str) -> zipfile.ZipInfo:
@@ -228,7 +251,10 @@ def _info(name: str) -> zipfile.ZipInfo:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[tuple[zipfile.ZipFile, Path]]:
     """A new archive beside ``path`` that takes its place at the end, or vanishes on failure."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written: {error}") from error
     partial = Path(name)
     try:
         with os.fdopen(descriptor, "w+b") as file:
@@ -240,8 +266,10 @@ def _replacing(path: Path) -> Iterator[tuple[zipfile.ZipFile, Path]]:
         os.umask(mask)
         partial.chmod(0o666 & ~mask)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise BundleError(f"{path}: cannot be written: {error}; what was there before is untouched") from error
         raise
 
 
@@ -255,12 +283,14 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except zipfile.BadZipFile as error:
+    except BundleError:
+        raise
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error}") from error
+    except _DAMAGE as error:
         raise BundleError(
             f"{path}: not a whole bundle ({error}): the file is truncated, damaged or something else; copy it again"
         ) from error
-    except (EOFError, OSError) as error:
-        raise BundleError(f"{path}: cannot be read: {error}") from error
 
 
 def _digest(archive: zipfile.ZipFile, name: str) -> tuple[int, str]:
@@ -287,7 +317,7 @@ def _read_manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
         raise BundleError(f"{path}: {MANIFEST} is larger than {_LARGEST_MANIFEST >> 20} MiB; kizu did not write it so")
     text = archive.read(MANIFEST)
     try:
-        values = json.loads(text)
+        values = json.loads(text, parse_constant=_no_number)
         if not isinstance(values, dict):
             raise ValueError("it is not an object")
     except ValueError as error:
@@ -312,9 +342,18 @@ def _read_manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
     for member in (*manifest.graphs.values(), *manifest.golden.members):
         if member not in manifest.members:
             raise BundleError(f"{path}: {MANIFEST} names {member}, which is not in the bundle")
-    if len(manifest.golden.members) != len(manifest.golden.scores):
-        raise BundleError(f"{path}: {MANIFEST} has not as many golden scores as frames")
+    if not len(manifest.golden.members) == len(manifest.golden.scores) > 0:
+        raise BundleError(
+            f"{path}: {MANIFEST} has {len(manifest.golden.scores)} golden scores for {len(manifest.golden.members)} "
+            "frames; an engine could not be proved against them"
+        )
+    if not manifest.calibration.scores.get("fp32"):
+        raise BundleError(f"{path}: {MANIFEST} has no calibration scores in fp32, the unit of the tolerances")
     return manifest
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not a number that JSON has")
 
 
 def _to_json(manifest: Manifest) -> bytes:
@@ -368,12 +407,12 @@ def _field(kind: str, value: Any, where: str) -> Any:
     if kind == "float | None" and value is None:
         return None
     if kind.startswith("float") and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not np.isfinite(value):
+            raise ValueError(f"{where} is {value}, but must be finite")
         return float(value)
     if kind == "Any" or (kind == "str" and isinstance(value, str)) or (kind == "int" and type(value) is int):
         return value
     raise TypeError(f"{where} is {value!r}, but must be {kind}")
 
 
-_NESTED: dict[str, type] = {
-    kind.__name__: kind for kind in (MethodInfo, Calibration, Threshold, Golden, Member)
-}
+_NESTED: dict[str, type] = {kind.__name__: kind for kind in (MethodInfo, Calibration, Threshold, Golden, Member)}

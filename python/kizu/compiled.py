@@ -38,7 +38,7 @@ class Proof:
         precision: its arithmetic.
         deviation: largest difference from a golden score, in standard deviations of the good calibration scores.
         tolerance: what is allowed, in the same unit.
-        seconds: median time of one golden frame, frame to score.
+        seconds: shortest time of a golden frame, frame to score: what other work on the machine disturbs least.
         built_sha256: digest of the compiled engine's file.
         refusal: why it must not be used, or None.
     """
@@ -87,7 +87,9 @@ def compiled(bundle: Bundle, engine: type[Engine], precision: str, options: Buil
             precision passed.
     """
     manifest = bundle.manifest
-    can = [p for p, variant in engine.variants.items() if variant in manifest.graphs and p in manifest.threshold.values]
+    can = [
+        p for p, variant in engine.variants.items() if variant in manifest.graphs and p in manifest.golden.tolerances
+    ]
     if precision != "auto":
         if precision not in can:
             raise EngineError(
@@ -162,11 +164,15 @@ def _prove(bundle: Bundle, engine: type[Engine], options: BuildOptions, cache: P
         try:
             proof = _compile(bundle, engine, options, work)
             (work / _PROOF).write_text(json.dumps(asdict(proof), indent=1), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)  # an entry that is not whole
             try:
                 work.rename(folder)
-            except OSError:  # another process was faster; its entry is as good
-                proof = _read(folder) or proof
+            except OSError:
+                found = _read(folder)
+                if found is not None:  # another process was faster; its entry is as good
+                    proof = found
+                else:  # an entry that is not whole
+                    shutil.rmtree(folder, ignore_errors=True)
+                    work.rename(folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return Compiled(engine, options, folder / _BUILT, proof)
@@ -206,7 +212,7 @@ def _compile(bundle: Bundle, engine: type[Engine], options: BuildOptions, work: 
         options.precision,
         float(deviation),
         tolerance,
-        float(np.median(seconds)),
+        min(seconds),
         _sha256(built) if refusal is None else "",
         refusal,
     )

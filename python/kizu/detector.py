@@ -13,7 +13,7 @@ from kizu import scoring
 from kizu.bundle import Bundle
 from kizu.compiled import compiled, default_cache
 from kizu.engine import BuildOptions, choose, default_threads
-from kizu.errors import EngineError, FrameError, KizuError, ScoreError
+from kizu.errors import EngineError, FrameError, KizuError, ScoreError, ThresholdError
 from kizu.pipeline import Pipeline, Timing
 
 if TYPE_CHECKING:
@@ -117,19 +117,17 @@ class Detector:
         """Frames that go through the engine at once."""
         return self._running().max_batch
 
-    def warm_up(self, frame_shape: tuple[int, int] | None = None) -> None:
-        """Do now what the first frame would pay for: bindings, resize weights, work space.
+    def warm_up(self, frame_shape: tuple[int, int] | None = None, *, batch: int = 1) -> None:
+        """Do now what the first call would pay for: bindings, resize weights, work space, the engine's own first run.
 
         Args:
             frame_shape: (height, width) of the frames to come; by default that of the bundle's first golden frame.
+            batch: frames that ``score_batch`` will be given at once, up to ``max_batch``.
         """
-        own = self.bundle.manifest.prepare.own_channels
-        if frame_shape is None:
-            frame_shape = next(iter(self.bundle.golden_frames())).shape[:2]
-        frame = np.zeros((*frame_shape, own), np.uint8)
+        height, width = frame_shape or self.bundle.golden_shape()
+        frame = np.zeros((height, width, self.bundle.manifest.prepare.own_channels), np.uint8)
         with self._lock:
-            for n in {1, self._running().max_batch}:
-                self._running().run([frame] * n, order=self._order)
+            self._running().run([frame] * min(batch, self.max_batch), order=self._order)
 
     def close(self) -> None:
         """Release the engine; waits for a call in progress. A second close does nothing."""
@@ -204,6 +202,8 @@ def load(
     chosen = choose(engine)
     threads = threads or default_threads()
     folder = default_cache() if cache is None else Path(cache)
+    if precision in bundle.manifest.golden.tolerances and threshold is None:
+        _threshold(bundle, precision)  # before work starts
     entry = compiled(bundle, chosen, precision, BuildOptions("fp32", threads, max_batch), folder)
     manifest = bundle.manifest
     pipeline = Pipeline(entry.load(), manifest.prepare, manifest.scoring, threads=threads, max_batch=max_batch)
@@ -213,9 +213,18 @@ def load(
         engine=chosen.name,
         precision=entry.options.precision,
         threads=threads,
-        threshold=manifest.threshold.values[entry.options.precision] if threshold is None else float(threshold),
+        threshold=_threshold(bundle, entry.options.precision) if threshold is None else float(threshold),
         order=order,
         nonfinite=nonfinite,
     )
     detector.warm_up()
     return detector
+
+
+def _threshold(bundle: Bundle, precision: str) -> float:
+    values = bundle.manifest.threshold.values
+    if precision not in values:
+        raise ThresholdError(
+            f"{bundle.path} has no threshold for {precision}, only for {', '.join(values)}; set one with kizu threshold"
+        )
+    return values[precision]

@@ -138,9 +138,7 @@ def choose(name: str = "auto") -> type[Engine]:
         if reason is None:
             return known[name]
     found = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    raise EngineError(
-        f'no engine is installed. On a CPU: pip install "kizu[cpu]". What was found: {found}'
-    )
+    raise EngineError(f'no engine is installed. On a CPU: pip install "kizu[cpu]". What was found: {found}')
 
 
 def default_threads() -> int:
@@ -155,7 +153,7 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    fields = {}
+    fields: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())

@@ -630,9 +630,7 @@ def _labelled(scores: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, BoolArr
 def _require_both(anomalous: BoolArray, measure: str) -> None:
     for present, name in ((~anomalous, "good"), (anomalous, "anomalous")):
         if not present.any():
-            raise DataError(
-                f"{measure} needs good and anomalous images, and none of these {anomalous.size} is {name}."
-            )
+            raise DataError(f"{measure} needs good and anomalous images, and none of these {anomalous.size} is {name}.")
 
 
 def _by_score(

@@ -34,9 +34,7 @@ class Pipeline:
     Used by one thread at a time. A batch size is bound on its first use; after that nothing is allocated.
     """
 
-    def __init__(
-        self, engine: Engine, spec: PrepareSpec, rule: str, *, threads: int, max_batch: int = 1
-    ) -> None:
+    def __init__(self, engine: Engine, spec: PrepareSpec, rule: str, *, threads: int, max_batch: int = 1) -> None:
         self.max_batch = max_batch
         self._engine = engine
         self._rule = scoring.rule(rule)

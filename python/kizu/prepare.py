@@ -7,7 +7,7 @@ installed, and each output value is read from a table indexed by the resized int
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -116,19 +116,30 @@ class PrepareSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrepareSpec:
         """The spec that ``as_dict`` wrote; raises TypeError, ValueError or KeyError for anything else."""
-        height, width = (int(v) for v in values["size"])
+        unknown = set(values) - {item.name for item in fields(cls)}
+        if unknown:
+            raise ValueError(f"prepare has unknown fields {', '.join(sorted(unknown))}: it is from another version")
+        if not isinstance(values["pool"], bool):
+            raise TypeError(f"pool is {values['pool']!r}, but must be true or false")
+        height, width = _numbers(values["size"], int)
         crop = None
         if values["crop"] is not None:
-            left, top, right, bottom = (int(v) for v in values["crop"])
+            left, top, right, bottom = _numbers(values["crop"], int)
             crop = (left, top, right, bottom)
         return cls(
             size=(height, width),
             color=values["color"],
-            pool=bool(values["pool"]),
+            pool=values["pool"],
             crop=crop,
-            mean=tuple(float(v) for v in values["mean"]),
-            std=tuple(float(v) for v in values["std"]),
+            mean=tuple(_numbers(values["mean"], int, float)),
+            std=tuple(_numbers(values["std"], int, float)),
         )
+
+
+def _numbers(values: Any, *kinds: type) -> list[Any]:
+    if not isinstance(values, list) or any(type(value) not in kinds for value in values):
+        raise TypeError(f"{values!r} is not a list of {' or '.join(kind.__name__ for kind in kinds)}")
+    return values
 
 
 class Preparer:
@@ -250,9 +261,7 @@ def resize_reference(frame: NDArray[np.uint8], spec: PrepareSpec, *, order: Fram
     return np.moveaxis(image, 2, 0)
 
 
-def prepare_reference(
-    frame: NDArray[np.uint8], spec: PrepareSpec, *, order: FrameOrder = "rgb"
-) -> NDArray[np.float32]:
+def prepare_reference(frame: NDArray[np.uint8], spec: PrepareSpec, *, order: FrameOrder = "rgb") -> NDArray[np.float32]:
     """NumPy twin of ``prepare``: the same bits, slowly."""
     planes = list(resize_reference(frame, spec, order=order))
     if spec.pool:

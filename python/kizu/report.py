@@ -173,9 +173,7 @@ def _summary(evaluation: Evaluation, scale: _Scale) -> str:
 def _headline(evaluation: Evaluation) -> str:
     intervals = evaluation.area_intervals
     counts = evaluation.confusion
-    no_class = (
-        "needs anomalous images; there are none" if evaluation.n_good else "needs good images; there are none"
-    )
+    no_class = "needs anomalous images; there are none" if evaluation.n_good else "needs good images; there are none"
     no_threshold = "no threshold is set"
     share = evaluation.n_anomalous / len(evaluation.names)
     separated = intervals is not None and intervals.auroc.low == intervals.auroc.high == 1
@@ -223,8 +221,7 @@ def _headline(evaluation: Evaluation) -> str:
             _percent(evaluation.miss_rate),
             no_threshold
             if counts is None
-            else f"{counts.false_negative:,} of {counts.anomalous:,}; "
-            f"{_interval(evaluation.miss_interval, _percent)}"
+            else f"{counts.false_negative:,} of {counts.anomalous:,}; {_interval(evaluation.miss_interval, _percent)}"
             if counts.anomalous
             else no_class,
             "anomalous",
@@ -270,28 +267,20 @@ def _scores_section(evaluation: Evaluation, scale: _Scale) -> str:
         axes.stairs(heights, edges, color=color, linewidth=1.3, label=f"{name} ({int(members.sum()):,})")
         handles += 1
     if evaluation.threshold is not None:
-        axes.axvline(
-            evaluation.threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 2.5)), label="threshold"
-        )
+        axes.axvline(evaluation.threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 2.5)), label="threshold")
         handles += 1
     axes.set_xlim(low, high)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
     axes.set_xlabel("anomaly score")
     axes.set_ylabel("share of the class")
     _legend(axes, "upper center", columns=handles)
-    beyond = (
-        f" {_plural(outside, 'score')} beyond the axis {_is(outside)} in the outermost bars."
-        if outside
-        else ""
-    )
+    beyond = f" {_plural(outside, 'score')} beyond the axis {_is(outside)} in the outermost bars." if outside else ""
     threshold = (
-        ""
-        if evaluation.threshold is None
-        else f" The dashed line is the threshold {scale.show(evaluation.threshold)}."
+        "" if evaluation.threshold is None else f" The dashed line is the threshold {scale.show(evaluation.threshold)}."
     )
-    histogram = _plot(
-        figure, "Histogram of the anomaly scores of good and of anomalous images", "h"
-    ) + _caption(f"Histogram of scores by class, each class adding up to 1.{threshold}{beyond}")
+    histogram = _plot(figure, "Histogram of the anomaly scores of good and of anomalous images", "h") + _caption(
+        f"Histogram of scores by class, each class adding up to 1.{threshold}{beyond}"
+    )
     return _section(
         "Scores",
         f'<div class="columns"><figure class="drawn">{histogram}</figure>'
@@ -308,9 +297,7 @@ def _roc(evaluation: Evaluation) -> str:
     figure, axes = _figure()
     axes.plot((0, 1), (0, 1), color=FAINT, linewidth=1.2, linestyle=(0, (3, 3)))
     axes.fill_between(x, y, color=GOOD, alpha=0.10, linewidth=0)
-    axes.plot(
-        x, y, color=GOOD, linewidth=1.8, solid_joinstyle="round", label=f"AUROC {_ratio(evaluation.auroc)}"
-    )
+    axes.plot(x, y, color=GOOD, linewidth=1.8, solid_joinstyle="round", label=f"AUROC {_ratio(evaluation.auroc)}")
     counts = evaluation.confusion
     at = ""
     if counts is not None and counts.false_reject_rate is not None and counts.recall is not None:
@@ -424,9 +411,7 @@ def _kinds_section(evaluation: Evaluation, scale: _Scale) -> str:
 
 def _kind_row(kind: KindSummary, scores: NDArray[np.float64], threshold: float | None, scale: _Scale) -> str:
     rejected = (
-        "–"
-        if kind.rejected is None
-        else f"{kind.rejected:,} <small>{_percent(kind.rejected / kind.count)}</small>"
+        "–" if kind.rejected is None else f"{kind.rejected:,} <small>{_percent(kind.rejected / kind.count)}</small>"
     )
     return (
         f'<tr><th scope="row"><span class="dot {_class(kind.good)}"></span>{escape(kind.kind)}</th>'
@@ -471,9 +456,7 @@ def _images_section(
             continue
         hardest = evaluation.ranked(good=good, highest=good, count=examples)
         clearest = [
-            index
-            for index in evaluation.ranked(good=good, highest=not good, count=examples)
-            if index not in hardest
+            index for index in evaluation.ranked(good=good, highest=not good, count=examples) if index not in hardest
         ]
         end, other = ("highest", "lowest") if good else ("lowest", "highest")
         if counts is None:
@@ -544,9 +527,7 @@ def _training_section(history: Sequence[Mapping[str, object]] | None, chosen_epo
 
     losses, areas, others = _series(history or ())
     if not (losses or areas or others):
-        return _section(
-            "Training", _absent("No training log came with this model, so there is no training curve.")
-        )
+        return _section("Training", _absent("No training log came with this model, so there is no training curve."))
     mark = "" if chosen_epoch is None else f" The dashed line is the epoch that was kept, {chosen_epoch}."
     kinds = [
         (series, what)
@@ -561,9 +542,7 @@ def _training_section(history: Sequence[Mapping[str, object]] | None, chosen_epo
     for number, (series, what) in enumerate(kinds):
         # Three stand in a row and are shown smaller: drawn smaller, their lettering stays as large.
         figure, axes = _figure(width=4.0 if len(kinds) == 3 else 5.0)
-        for color, (name, (epochs, values)) in zip(
-            _cycle(SERIES_COLORS, len(series)), series.items(), strict=True
-        ):
+        for color, (name, (epochs, values)) in zip(_cycle(SERIES_COLORS, len(series)), series.items(), strict=True):
             marker = "o" if len(epochs) <= 40 else ""
             axes.plot(
                 epochs,
@@ -606,10 +585,8 @@ def _series(history: Sequence[Mapping[str, object]]) -> tuple[Series, Series, Se
             name = key.lower()
             if value is None or not name.startswith(("loss", "val")):
                 continue
-            if name.startswith("loss"):
-                series = losses
-            else:
-                series = areas if "auroc" in name or "aupr" in name else others
+            is_area = "auroc" in name or "aupr" in name
+            series = losses if name.startswith("loss") else areas if is_area else others
             epochs, values = series.setdefault(key, ([], []))
             epochs.append(epoch)
             values.append(value)
@@ -658,8 +635,7 @@ def _definitions(info: Mapping[str, object]) -> str:
     if not info:
         return ""
     rows = "".join(
-        f"<div><dt>{escape(_named(str(key)))}</dt><dd>{_value(value)}</dd></div>"
-        for key, value in info.items()
+        f"<div><dt>{escape(_named(str(key)))}</dt><dd>{_value(value)}</dd></div>" for key, value in info.items()
     )
     return f'<dl class="panel">{rows}</dl>'
 

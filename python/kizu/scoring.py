@@ -64,7 +64,9 @@ def is_anomalous(value: float, threshold: float, *, nonfinite: NonFinite = "erro
     Raises:
         ScoreError: the score is not finite and ``nonfinite`` is "error"; with "reject" it is anomalous.
     """
-    if nonfinite == "error" and not np.isfinite(value):
+    if not np.isfinite(value):
+        if nonfinite == "reject":
+            return True
         raise ScoreError(
             f"the score is {value}: the engine computed a value that is not finite. Check the frame and the "
             'engine (kizu evaluate), or load with nonfinite="reject" to reject such parts'

@@ -69,7 +69,5 @@ def _normal(option: str, objects: list[int]) -> set[int]:
     chosen = {int(number) for number in option.split(",")}
     unknown = sorted(chosen - set(objects))
     if unknown:
-        raise DataError(
-            f"coil100:{option}: no views of object {unknown[0]}; there are {len(objects)} objects"
-        )
+        raise DataError(f"coil100:{option}: no views of object {unknown[0]}; there are {len(objects)} objects")
     return chosen

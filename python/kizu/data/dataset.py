@@ -126,9 +126,7 @@ class Dataset:
     fixed_test: frozenset[str] = frozenset()
     skipped: tuple[Skipped, ...] = ()
 
-    def split(
-        self, *, seed: int = 0, rule: str | None = None, calibration: float = DEFAULT_CALIBRATION
-    ) -> Split:
+    def split(self, *, seed: int = 0, rule: str | None = None, calibration: float = DEFAULT_CALIBRATION) -> Split:
         """Divide the samples; every sample lands in exactly one part.
 
         Args:

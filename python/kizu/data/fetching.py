@@ -41,9 +41,7 @@ _DAMAGED = (
 _FRUITLESS = 3  # connections in a row that bring nothing
 
 
-def fetch(
-    name: str, *, cache: str | os.PathLike[str] | None = None, progress: Progress | None = None
-) -> Path:
+def fetch(name: str, *, cache: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
     """Download a public data set into the cache and return its folder; at once if it is there already.
 
     A broken download goes on where it stopped, in this call or a later one. An archive that was downloaded
@@ -59,9 +57,7 @@ def fetch(
         an archive holds
             something that does not belong there. What is kept and what to do is in the message.
     """
-    return fetch_source(
-        source(name), cache=Path(cache) if cache is not None else cache_folder(), progress=progress
-    )
+    return fetch_source(source(name), cache=Path(cache) if cache is not None else cache_folder(), progress=progress)
 
 
 def fetch_source(wanted: Source, *, cache: Path, progress: Progress | None = None) -> Path:
@@ -77,8 +73,7 @@ def fetch_source(wanted: Source, *, cache: Path, progress: Progress | None = Non
         )
     if target.exists():
         raise DataError(
-            f"{target}: this folder is in the way; it does not hold {wanted.name}. Move it away and fetch "
-            "again"
+            f"{target}: this folder is in the way; it does not hold {wanted.name}. Move it away and fetch again"
         )
     try:
         downloads = cache / "downloads"
@@ -210,9 +205,7 @@ def _check_tree(wanted: Source, made: Path, files: list[Path]) -> None:
     if problem:
         for file in files:
             file.unlink(missing_ok=True)
-        raise DataError(
-            f"{wanted.name}: the download is not the data set: {problem}. It was deleted; fetch again"
-        )
+        raise DataError(f"{wanted.name}: the download is not the data set: {problem}. It was deleted; fetch again")
 
 
 def _unpack(archive: Path, into: Path, *, strip: bool) -> None:
@@ -232,9 +225,7 @@ def _unpack(archive: Path, into: Path, *, strip: bool) -> None:
         raise
     except _DAMAGED as error:
         archive.unlink()
-        raise DataError(
-            f"{archive.name}: a damaged archive ({error}). It was deleted; fetch again"
-        ) from error
+        raise DataError(f"{archive.name}: a damaged archive ({error}). It was deleted; fetch again") from error
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
@@ -242,9 +233,7 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
         with zipfile.ZipFile(archive) as packed:
             for entry in packed.infolist():
                 if stat.S_ISLNK(entry.external_attr >> 16):
-                    raise DataError(
-                        f"{archive.name}: entry {entry.filename!r} is a link; nothing was unpacked from it"
-                    )
+                    raise DataError(f"{archive.name}: entry {entry.filename!r} is a link; nothing was unpacked from it")
                 if not entry.is_dir():
                     yield entry.filename, packed.open(entry)
         return

@@ -27,8 +27,7 @@ def read_folder(root: Path) -> Layout:
     """Read `good/` with optional `bad/` (its subfolders name defects), or images that are all good."""
     if not root.is_dir():
         raise DataError(
-            f"{root}: no such folder; give a folder of images, or one of the data sets that `kizu data "
-            "list` names"
+            f"{root}: no such folder; give a folder of images, or one of the data sets that `kizu data list` names"
         )
     if is_mvtec(root):
         return read_mvtec(root)
@@ -43,9 +42,7 @@ def read_folder(root: Path) -> Layout:
         if bad.is_dir():
             samples += [_sample(root, path, _kind(bad, path)) for path in images_below(bad)]
     if not any(sample.good for sample in samples):
-        raise DataError(
-            f"{good if good.is_dir() else root}: no images of good parts; looked for {' '.join(SUFFIXES)}"
-        )
+        raise DataError(f"{good if good.is_dir() else root}: no images of good parts; looked for {' '.join(SUFFIXES)}")
     return Layout(root, tuple(samples), (RANDOM,))
 
 
@@ -56,9 +53,7 @@ def _kind(bad: Path, path: Path) -> str:
 
 def _refuse_strays(root: Path) -> None:
     strays = [
-        path
-        for path in images_below(root)
-        if path.relative_to(root).parts[0] not in ("good", "bad", "ground_truth")
+        path for path in images_below(root) if path.relative_to(root).parts[0] not in ("good", "bad", "ground_truth")
     ]
     if strays:
         raise DataError(

@@ -67,9 +67,7 @@ class _Round:
         last = self.shots[-1]
         if shot.counter - last.counter > _MAX_GAP or any(s.exposure == shot.exposure for s in self.shots):
             return None
-        sides = sorted(
-            abs(a - b) / max(a, b) for a, b in ((shot.width, last.width), (shot.height, last.height))
-        )
+        sides = sorted(abs(a - b) / max(a, b) for a, b in ((shot.width, last.width), (shot.height, last.height)))
         # A crop can lose one side to a crack or a break: while the exposures go up, the steadier side
         # decides.
         if shot.exposure > last.exposure:
@@ -122,9 +120,7 @@ def read_magnetic_tile(root: Path) -> Layout:
     """The data set as published, below `root`; the sizes of the pictures are read from their headers."""
     missing = [name for name in CLASSES if not (root / name / "Imgs").is_dir()]
     if missing:
-        raise DataError(
-            f"{root}: not the magnetic tile data; missing {', '.join(f'{m}/Imgs' for m in missing)}"
-        )
+        raise DataError(f"{root}: not the magnetic tile data; missing {', '.join(f'{m}/Imgs' for m in missing)}")
     files = {
         path.relative_to(root).as_posix(): path
         for name in CLASSES
@@ -150,9 +146,7 @@ def _shot(name: str, path: Path) -> Shot | None:
     """The facts of a picture; None if its header cannot be read: the check of the files reports that."""
     match = _NAME.fullmatch(path.stem)
     if match is None:
-        raise DataError(
-            f"{path}: expected a name like exp1_num_2038.jpg; move other files out of the data set"
-        )
+        raise DataError(f"{path}: expected a name like exp1_num_2038.jpg; move other files out of the data set")
     try:
         return Shot(name, int(match[1]), int(match[2]), *image_size(path))
     except DataError:

@@ -91,17 +91,11 @@ def _load(root: Path, part: str) -> tuple[_Images, NDArray[np.integer]]:
             source = images_file
         else:
             raise DataError(
-                f"{root}: no MNIST {part} file; expected {packed.name}, or {images_file.name} and "
-                f"{labels_file.name}"
+                f"{root}: no MNIST {part} file; expected {packed.name}, or {images_file.name} and {labels_file.name}"
             )
     except (OSError, KeyError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{root}: the MNIST {part} file cannot be read ({error}); fetch it again") from error
-    if (
-        images.dtype != np.uint8
-        or images.ndim != 3
-        or images.shape[1:] != (28, 28)
-        or labels.shape != images.shape[:1]
-    ):
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
         raise DataError(
             f"{source}: expected uint8 images [N, 28, 28] and N labels, got {images.dtype} {images.shape} "
             f"and {labels.shape}; fetch it again"

@@ -58,9 +58,7 @@ def is_mvtec(root: Path) -> bool:
 def read_category(root: Path, category: str) -> Layout:
     """One of the fifteen categories, in `root/<category>`. The toothbrush is read in grey as in the paper."""
     if category not in CATEGORIES:
-        raise DataError(
-            f"mvtec: no category {category!r}; accepted: mvtec: and one of {', '.join(CATEGORIES)}"
-        )
+        raise DataError(f"mvtec: no category {category!r}; accepted: mvtec: and one of {', '.join(CATEGORIES)}")
     grey = category == "toothbrush"
     return read_mvtec(root / category, CATEGORIES[category], color="mono" if grey else None, convert=grey)
 
@@ -74,9 +72,7 @@ def read_mvtec(
 ) -> Layout:
     """A folder in the layout of MVTec AD."""
     if not is_mvtec(root):
-        raise DataError(
-            f"{root}: not in the MVTec layout; expected the folders train/good and test/<defect> below it"
-        )
+        raise DataError(f"{root}: not in the MVTec layout; expected the folders train/good and test/<defect> below it")
     _refuse_defects_in_training(root)
     train = [_sample(root, path, "good") for path in images_below(root / "train" / "good")]
     test = [

@@ -184,15 +184,12 @@ def _agreed_color(name: str, readable: list[tuple[Sample, ImageFacts]], convert:
         return next(iter(votes))
     if convert:
         grey = all(
-            facts.mode.split(",")[0].split(" ")[0] in ("1", "L", "LA", "I", "I;16", "I;16B")
-            for _, facts in readable
+            facts.mode.split(",")[0].split(" ")[0] in ("1", "L", "LA", "I", "I;16", "I;16B") for _, facts in readable
         )
         return "mono" if grey else "rgb"
     if not votes:
         examples = [f"{s.path} ({facts.mode})" for s, facts in readable[:3]]
-        raise DataError(
-            f"{name}: no file can be used as it is: {', '.join(examples)}. {odd_mode_advice('rgb')}"
-        )
+        raise DataError(f"{name}: no file can be used as it is: {', '.join(examples)}. {odd_mode_advice('rgb')}")
     first = {color: next(s.path for s, facts in readable if facts.color == color) for color in sorted(votes)}
     examples = [f"{votes[color]} are {color} (for example {path})" for color, path in first.items()]
     raise DataError(

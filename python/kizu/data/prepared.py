@@ -69,9 +69,7 @@ def _to_inputs(images: NDArray[np.uint8], spec: PrepareSpec) -> NDArray[np.float
     return out
 
 
-def augment(
-    image: NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def augment(image: NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Flip and rotate one image (channels, height, width) at random, as ``augmentation`` allows.
 
     A rotation is by any angle, bilinear; what it uncovers is filled with the median colour of the border.
@@ -110,7 +108,7 @@ def cut_paste(
     w = int(np.clip(round((size / aspect) ** 0.5), 1, width - 1))
     y, to_y = rng.integers(0, height - h + 1, 2)
     x, to_x = rng.integers(0, width - w + 1, 2)
-    out = image.copy()
+    out: NDArray[np.uint8] = image.copy()
     patch = image[:, y : y + h, x : x + w] * rng.uniform(0.75, 1.25)
     out[:, to_y : to_y + h, to_x : to_x + w] = np.clip(np.rint(patch), 0, 255).astype(np.uint8)
     return out

@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _CATEGORIES = (
-    "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor "
-    "wood zipper"
+    "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
 )
 _MVTEC = "https://www.mydrive.ch/shares"
 _TILES = "https://github.com/abin24/Magnetic-tile-defect-datasets."

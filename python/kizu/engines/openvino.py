@@ -82,7 +82,7 @@ class OpenVino(Engine):
     def __init__(self, built: Path, options: BuildOptions) -> None:
         try:
             self._model = _core().import_model(built.read_bytes(), "CPU", _properties(options))
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise EngineError(f"OpenVINO could not load the compiled engine {built}: {error}") from error
         self.inputs = tuple(_spec(port) for port in self._model.inputs)
         self.outputs = tuple(_spec(port) for port in self._model.outputs)
