@@ -119,9 +119,7 @@ def check(folder: Path) -> None:
 
 def leftovers(cache: Path) -> list[str]:
     return sorted(
-        p.name
-        for p in cache.rglob("*")
-        if p.name not in ("downloads",) and not p.is_relative_to(cache / "made")
+        p.name for p in cache.rglob("*") if p.name not in ("downloads",) and not p.is_relative_to(cache / "made")
     )
 
 
@@ -232,8 +230,7 @@ def test_no_server(server: Server, tmp_path: Path) -> None:
 
 def test_tree_digest_stands_in_for_an_archive_checksum(server: Server, tmp_path: Path) -> None:
     lines = "".join(
-        f"{hashlib.sha256(ENTRIES[f'top/{name}']).hexdigest()}  {name}\n"
-        for name in ("MT/a.bin", "MT/deep/b.txt")
+        f"{hashlib.sha256(ENTRIES[f'top/{name}']).hexdigest()}  {name}\n" for name in ("MT/a.bin", "MT/deep/b.txt")
     )
     tree = hashlib.sha256(lines.encode()).hexdigest()
     source = made(server.download("a.zip", zipped(ENTRIES), sha256=""), tree=tree, tree_files="MT/*")
@@ -286,9 +283,7 @@ def test_an_archive_of_something_else(server: Server, tmp_path: Path) -> None:
 
 def test_files_that_are_not_unpacked(server: Server, tmp_path: Path) -> None:
     packed = gzip.compress(b"123")
-    source = made(
-        server.download("x.gz", packed), server.download("y.gz", packed), extract=False, contains=("x.gz",)
-    )
+    source = made(server.download("x.gz", packed), server.download("y.gz", packed), extract=False, contains=("x.gz",))
     folder = fetch_source(source, cache=tmp_path)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {"x.gz": packed, "y.gz": packed}
     assert leftovers(tmp_path) == []

@@ -94,9 +94,7 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("color", ["rgb", "mono"])
-def test_odd_modes_are_refused_with_advice_and_converted_on_demand(
-    tmp_path: Path, name: str, color: str
-) -> None:
+def test_odd_modes_are_refused_with_advice_and_converted_on_demand(tmp_path: Path, name: str, color: str) -> None:
     mode, image = ODD[name]
     path = tmp_path / name
     image.save(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import adjusted_rand_score  # type: ignore[import-untyped]
+from sklearn.metrics import adjusted_rand_score
 
 from kizu.data import Dataset, locate, open_dataset
 from kizu.data.fetching import tree_sha256
@@ -43,9 +43,7 @@ def test_magnetic_tile() -> None:
     }
     assert data.color == "mono"
     split = data.split()
-    good = [
-        sum(s.good for s in part) for part in (split.train + split.calibration, split.validation, split.test)
-    ]
+    good = [sum(s.good for s in part) for part in (split.train + split.calibration, split.validation, split.test)]
     assert good == pytest.approx([476, 238, 238], abs=7)
     groups = [{s.group for s in p} for p in (split.train, split.validation, split.calibration, split.test)]
     assert all(a.isdisjoint(b) for a, b in itertools.combinations(groups, 2))

@@ -47,9 +47,7 @@ def datasets(draw: st.DrawFn) -> Dataset:
     groups = draw(st.integers(1, 40))
     kinds = draw(st.lists(st.sampled_from(["good"] * 6 + ["crack", "chip"]), min_size=size, max_size=size))
     of_group = draw(st.lists(st.integers(0, groups), min_size=size, max_size=size))
-    owned = (
-        draw(st.sets(st.integers(0, groups), max_size=8)) if rule.own_test != 0.5 or rule is MVTEC else set()
-    )
+    owned = draw(st.sets(st.integers(0, groups), max_size=8)) if rule.own_test != 0.5 or rule is MVTEC else set()
     samples = [sample(i, kinds[i], f"g{of_group[i]}") for i in range(size)]
     own = frozenset(s.name for s, g in zip(samples, of_group, strict=True) if g in owned)
     return dataset(samples, rule, own=own)
@@ -79,9 +77,7 @@ def test_invariants(data: Dataset, seed: int, calibration: float, shuffler: obje
         # A part that the data set itself has on both sides cannot be mended by a split.
         own_groups = {s.group for s in data.samples if s.name in data.fixed_test}
         free_groups = {s.group for s in data.samples if s.name not in data.fixed_test}
-        assert all(
-            len(found) == 1 for group, found in of_group.items() if group not in own_groups & free_groups
-        )
+        assert all(len(found) == 1 for group, found in of_group.items() if group not in own_groups & free_groups)
     shuffled = list(data.samples)
     shuffler.shuffle(shuffled)  # type: ignore[attr-defined]
     assert replace(data, samples=tuple(shuffled)).split(seed=seed, calibration=calibration) == split

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped]
-from sklearn import metrics  # type: ignore[import-untyped]
+from scipy import stats
+from sklearn import metrics
 
 from kizu.errors import DataError, FrameError, ScoreError
 from kizu.evaluate import (
@@ -57,9 +57,7 @@ def test_areas_and_curve_against_scikit_learn(rows: Rows) -> None:
 def test_points_of_the_curve_are_those_of_their_thresholds(rows: Rows) -> None:
     scores, labels = columns(rows)
     curve = roc_curve(scores, labels)
-    for false_reject, recall, threshold in zip(
-        curve.false_reject, curve.recall, curve.thresholds, strict=True
-    ):
+    for false_reject, recall, threshold in zip(curve.false_reject, curve.recall, curve.thresholds, strict=True):
         counts = confusion(scores, labels, float(threshold))
         assert counts.false_reject_rate == pytest.approx(false_reject, abs=1e-12)
         assert counts.recall == pytest.approx(recall, abs=1e-12)

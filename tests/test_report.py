@@ -25,10 +25,7 @@ from kizu.report import ReportError, render_report, write_report
 
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc)
 VOID = {"meta", "img", "br", "link", "input", "hr"}
-HOSTILE = (
-    "x/<script>alert(1)</script>\"'>"
-    "<img src=http://evil.example/a.png onerror=b()>$a_$&amp;<u onclick=c()>.png"
-)
+HOSTILE = "x/<script>alert(1)</script>\"'><img src=http://evil.example/a.png onerror=b()>$a_$&amp;<u onclick=c()>.png"
 
 
 class Page(HTMLParser):
@@ -390,9 +387,7 @@ def test_global_matplotlib_state_is_left_alone() -> None:
 def test_written_whole_with_ordinary_permissions(tmp_path: Path) -> None:
     evaluation, pictures = make()
     path = tmp_path / "new" / "folder" / "report.html"
-    write_report(
-        evaluation, path, bundle_info={"method": "m"}, samples=pictures, history=HISTORY, created=WHEN
-    )
+    write_report(evaluation, path, bundle_info={"method": "m"}, samples=pictures, history=HISTORY, created=WHEN)
     assert path.read_text(encoding="utf-8") == render(
         evaluation, bundle_info={"method": "m"}, samples=pictures, history=HISTORY
     )

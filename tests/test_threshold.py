@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped]
-from sklearn.metrics import f1_score  # type: ignore[import-untyped]
+from scipy import stats
+from sklearn.metrics import f1_score
 
 from kizu.errors import KizuError, ThresholdError
 from kizu.threshold import at_recall, best_f1, conformal, images_needed, one_per_group
@@ -172,9 +172,7 @@ def test_best_f1_against_brute_force(rows: list[tuple[float, bool]]) -> None:
 def test_at_recall_against_brute_force(rows: list[tuple[float, bool]], percent: int) -> None:
     scores, labels = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
     rejected = ~(scores <= at_recall(scores, labels, percent / 100))
-    enough = [
-        each for each in splits(scores) if 100 * int((each & labels).sum()) >= percent * int(labels.sum())
-    ]
+    enough = [each for each in splits(scores) if 100 * int((each & labels).sum()) >= percent * int(labels.sum())]
     assert np.array_equal(rejected, enough[0])
 
 

@@ -1,0 +1,80 @@
+"""Real bundles for the tests: parts are drawn, a small ALGAN-image is trained on them and exported, once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import kizu
+from helpers import Trained, make_parts, part
+from rows import METHODS
+
+
+def _make(folder: Path, *, color: bool) -> Trained:
+    from kizu.export import export
+    from kizu.training import TrainingSettings, train
+
+    row = METHODS[0]
+    made = Trained(make_parts(folder / "parts", color=color, good=120, bad=12), folder / "run", folder / "part.kizu")
+    settings = TrainingSettings(
+        data=str(made.data),
+        method=row.name,
+        config=row.config,
+        size=row.size,
+        seed=1,
+        epochs=6,
+        validate_every=3,
+        autocast="off",
+        threads=1,
+    )
+    train(settings, made.run)
+    export(made.run, made.bundle, false_reject=0.1)
+    return made
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Colour parts, the run and the bundle."""
+    return _make(tmp_path_factory.mktemp("color"), color=True)
+
+
+@pytest.fixture(scope="session")
+def mono_trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Grey parts, the run and the bundle."""
+    return _make(tmp_path_factory.mktemp("mono"), color=False)
+
+
+@pytest.fixture(scope="session")
+def bundle_path(trained: Trained) -> Path:
+    """A bundle for colour frames."""
+    return trained.bundle
+
+
+@pytest.fixture(scope="session")
+def mono_bundle_path(mono_trained: Trained) -> Path:
+    """A bundle for grey frames."""
+    return mono_trained.bundle
+
+
+@pytest.fixture(scope="session")
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of compiled engines that the tests share."""
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="session")
+def frames() -> list[NDArray[np.uint8]]:
+    """Colour frames that no training has seen, good and scratched."""
+    rng = np.random.default_rng(99)
+    return [part(rng, color=True, scratched=i % 2 == 1) for i in range(24)]
+
+
+@pytest.fixture(scope="session")
+def detector(bundle_path: Path, engine_cache: Path) -> Iterator[kizu.Detector]:
+    """A detector of colour frames in fp32 that no test may close."""
+    with kizu.load(bundle_path, precision="fp32", threads=2, max_batch=4, cache=engine_cache) as loaded:
+        yield loaded

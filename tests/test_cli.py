@@ -1,0 +1,197 @@
+"""The command line as a user calls it: output, files, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kizu import Bundle, bundle
+from kizu.cli import main
+
+
+def kizu(*arguments: object, stdin: str | None = None, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "KIZU_CACHE": str(cache), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "kizu.cli", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, check=False)
+
+
+def save(path: Path, shape: Sequence[int], seed: int) -> Path:
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return path
+
+
+def test_score_table_and_json_agree_with_the_detector(bundle_path: Path, engine_cache: Path, tmp_path: Path) -> None:
+    import kizu as package
+
+    files = [save(tmp_path / f"{i}.png", (50, 40, 3), i) for i in range(3)]
+    table = kizu("score", bundle_path, *files, "--precision", "fp32", cache=engine_cache)
+    lines = kizu("score", bundle_path, tmp_path, "--json", "--precision", "fp32", cache=engine_cache)
+    assert (table.returncode, lines.returncode) == (0, 0), table.stderr + lines.stderr
+    rows = [json.loads(line) for line in lines.stdout.splitlines()]
+    assert [row["file"] for row in rows] == [str(file) for file in files]
+    with package.load(bundle_path, precision="fp32", cache=engine_cache) as detector:
+        for file, row in zip(files, rows, strict=True):
+            result = detector.score(np.asarray(Image.open(file)))
+            assert (row["score"], row["anomalous"]) == (result.score, result.anomalous)
+            (line,) = (line for line in table.stdout.splitlines() if line.endswith(str(file)))
+            assert f"{result.score:.4f}" in line
+            assert ("anomalous" if result.anomalous else "good") in line
+
+
+def test_score_goes_on_after_a_bad_file_and_says_so(bundle_path: Path, engine_cache: Path, tmp_path: Path) -> None:
+    good = save(tmp_path / "good.png", (50, 40, 3), 0)
+    grey = save(tmp_path / "grey.png", (50, 40), 0)
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(good.read_bytes()[:200])
+    listing = f"{torn}\n\n{grey}\n{tmp_path / 'absent.png'}\n{good}\n"
+    done = kizu("score", bundle_path, "-", "--json", stdin=listing, cache=engine_cache)
+    rows = {Path(row["file"]).name: row for row in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == 3
+    assert list(rows) == ["torn.png", "grey.png", "absent.png", "good.png"]
+    assert all("error" in rows[name] for name in ("torn.png", "grey.png", "absent.png"))
+    assert np.isfinite(rows["good.png"]["score"])
+    assert str(grey) in rows["grey.png"]["error"]
+
+
+def test_score_stops_with_one_line_on_what_is_no_bundle(engine_cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "part.kizu"
+    file.write_text("hello")
+    done = kizu("score", file, file, cache=engine_cache)
+    assert done.returncode == 1
+    assert done.stderr.startswith("kizu: ")
+    assert str(file) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_threshold_by_rate_and_by_hand(bundle_path: Path, engine_cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "part.kizu"
+    path.write_bytes(bundle_path.read_bytes())
+    graph = Bundle.open(path).graph("int8")
+    scores = Bundle.open(path).manifest.calibration.scores
+    n = len(scores["fp32"])
+    rate = 2.5 / (n + 1)  # the conformal rank is then ceil(n + 1 - 2.5) = n - 1
+    assert kizu("threshold", path, "--false-reject", rate, cache=engine_cache).returncode == 0
+    manifest = Bundle.open(path).manifest
+    assert manifest.threshold.values == {name: values[n - 2] for name, values in scores.items()}
+    assert Bundle.open(path).graph("int8") == graph
+    done = kizu("threshold", path, "--false-reject", 0.5 / (n + 1), cache=engine_cache)
+    assert done.returncode == 1
+    assert f"{n}" in done.stderr  # too few images: says how many there are, and changes nothing
+    assert Bundle.open(path).manifest.threshold == manifest.threshold
+    assert kizu("threshold", path, "--value", "1.25", cache=engine_cache).returncode == 0
+    assert set(Bundle.open(path).manifest.threshold.values.values()) == {1.25}
+    assert "1.25" in kizu("threshold", path, cache=engine_cache).stdout
+
+
+def test_threshold_from_labelled_images(bundle_path: Path, engine_cache: Path, tmp_path: Path) -> None:
+    import kizu as package
+
+    path = tmp_path / "part.kizu"
+    path.write_bytes(bundle_path.read_bytes())
+    for kind in ("good", "bad"):
+        (tmp_path / "parts" / kind).mkdir(parents=True)
+    found: dict[str, list[float]] = {}
+    with package.load(path, engine="openvino", precision="fp32", threshold=0.0, cache=engine_cache) as detector:
+        images = {i: save(tmp_path / f"{i}.png", (50, 40, 3), i) for i in range(12)}
+        scored = {i: detector.score(np.asarray(Image.open(file))).score for i, file in images.items()}
+    ranked = sorted(scored, key=lambda i: scored[i])
+    for place, i in enumerate(ranked):  # the upper half is called bad, so that one threshold parts the two
+        kind = "good" if place < 6 else "bad"
+        images[i].rename(tmp_path / "parts" / kind / images[i].name)
+        found.setdefault(kind, []).append(scored[i])
+    arguments = ("--labelled", tmp_path / "parts", "--best-f1", "--engine", "openvino")
+    done = kizu("threshold", path, *arguments, cache=engine_cache)
+    assert done.returncode == 0, done.stderr
+    threshold = Bundle.open(path).manifest.threshold
+    assert threshold.rule == "best-f1"
+    assert max(found["good"]) <= threshold.values["fp32"] < min(found["bad"])
+
+
+def test_evaluate_writes_a_page(bundle_path: Path, engine_cache: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    done = kizu("evaluate", bundle_path, "--report", page, "--json", cache=engine_cache)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    images = Bundle.open(bundle_path).manifest.training["images"]["test"]
+    assert found["images"] == images
+    text = page.read_text(encoding="utf-8")
+    assert f"{found['auroc']:.3f}" in text
+    assert "<script" not in text
+
+
+def test_info_and_engines_say_what_is_there(bundle_path: Path, engine_cache: Path) -> None:
+    about = kizu("info", bundle_path, cache=engine_cache)
+    assert about.returncode == 0
+    assert "algan_image" in about.stdout
+    listed = kizu("engines", cache=engine_cache)
+    assert listed.returncode == 0
+    assert "openvino" in listed.stdout
+    assert "onnxruntime" in listed.stdout
+
+
+def test_data_info_counts_and_names_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "good").mkdir()
+    for i in range(4):
+        save(tmp_path / "good" / f"{i}.png", (20, 30), i)
+    assert main(["data", "info", str(tmp_path)]) == 0
+    assert "30 to 30 pixels" in capsys.readouterr().out
+    (tmp_path / "good" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main(["data", "info", str(tmp_path)]) == 3
+    assert "torn.png" in capsys.readouterr().out
+
+
+def test_data_list_names_every_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "list"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("mvtec", "magnetic_tile", "mnist", "coil100"):
+        assert name in shown
+
+
+def test_train_export_resume_from_the_command_line(tmp_path: Path, engine_cache: Path) -> None:
+    for i in range(40):
+        (tmp_path / "parts" / "good").mkdir(parents=True, exist_ok=True)
+        save(tmp_path / "parts" / "good" / f"{i:02}.png", (36, 36), i)
+    run, path = tmp_path / "run", tmp_path / "part.kizu"
+    common = ("--size", 32, "--set", "width=4", "sigma=3", "--batch-size", 4, "--validate-every", 1, "--threads", 1)
+    first = kizu("train", tmp_path / "parts", "--output", run, "--epochs", 1, *common, cache=engine_cache)
+    assert first.returncode == 0, first.stderr
+    again = kizu("train", tmp_path / "parts", "--output", run, "--epochs", 2, *common, cache=engine_cache)
+    assert again.returncode == 1
+    assert "--resume" in again.stderr
+    on = kizu("train", "--resume", "--output", run, "--epochs", 2, cache=engine_cache)
+    assert on.returncode == 0, on.stderr
+    done = kizu("export", run, "--output", path, "--false-reject", 0.2, cache=engine_cache)
+    assert done.returncode == 0, done.stderr
+    manifest = Bundle.open(path).manifest
+    assert manifest.method.config["sigma"] == 3
+    assert manifest.training["epoch_rule"] == "good"
+    assert [row["epoch"] for row in manifest.training["history"]] == [1, 2]
+    assert manifest.prepare.channels == 1
+    few = kizu("export", run, "--output", tmp_path / "few.kizu", "--false-reject", 0.01, cache=engine_cache)
+    assert few.returncode == 1
+    assert "99" in few.stderr
+    assert not (tmp_path / "few.kizu").exists()
+
+
+def test_usage_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["train"])
+    assert raised.value.code == 2
+    assert main(["train", "--output", str(tmp_path / "run")]) == 1
+    assert "name the data" in capsys.readouterr().err
+    assert main(["train", "mnist:8", "--output", str(tmp_path / "run"), "--set", "sgima=4"]) == 1
+    assert "sigma" in capsys.readouterr().err
+    assert main(["info", str(tmp_path / "absent.kizu")]) == 1
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_tolerances_are_the_documented_ones() -> None:
+    assert bundle.TOLERANCES == {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int8+fp16": 0.25}

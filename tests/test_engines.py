@@ -1,0 +1,288 @@
+"""The contract of an engine, over all of them: build, load, bind, run; and what it says when it cannot."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import kizu
+from helpers import BLOCK_IMPORTS, Trained, part, python, python_output, read_bundle
+from kizu import Bundle, EngineError
+from kizu.engine import BuildOptions, Engine, choose, engines
+from kizu.method import available, get
+from kizu.prepare import prepare_reference
+from rows import ENGINES, METHODS, TOLERANCES, EngineRow
+
+BY_NAME = {row.name: row for row in ENGINES}
+EACH = [(row, precision) for row in ENGINES for precision in row.precisions]
+METHOD = METHODS[0]
+
+
+def installed(row: EngineRow) -> type[Engine]:
+    engine = engines()[row.name]
+    assert engine.unavailable() is None, "the development environment has every engine of the rows"
+    return engine
+
+
+def supported(row: EngineRow, precision: str) -> type[Engine]:
+    engine = installed(row)
+    reason = engine.unsupported(precision)
+    if reason is not None:
+        assert precision not in ("fp32", "int8")  # every processor has these
+        pytest.skip(reason)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def graphs(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("graphs")
+    opened = Bundle.open(bundle_path)
+    for name in opened.manifest.graphs:
+        (folder / f"{name}.onnx").write_bytes(opened.graph(name))
+    return {name: folder / f"{name}.onnx" for name in opened.manifest.graphs}
+
+
+@pytest.fixture(scope="module")
+def inputs(bundle_path: Path) -> NDArray[np.float32]:
+    spec, rng = Bundle.open(bundle_path).manifest.prepare, np.random.default_rng(5)
+    return np.stack([prepare_reference(part(rng, color=True, scratched=i > 2), spec) for i in range(5)])
+
+
+@pytest.fixture(scope="module")
+def expected(trained: Trained, bundle_path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits by torch, of the network at the epoch that was exported, spectral norm not folded away."""
+    import torch
+
+    from kizu.training import epoch_file, load_file
+
+    manifest = Bundle.open(bundle_path).manifest
+    method = get(METHOD.name).create(manifest.prepare, get(METHOD.name).config_type(**METHOD.config))
+    module = method.export_module()
+    picked = load_file(epoch_file(trained.run, manifest.training["epoch_rule"]))
+    module.load_state_dict(picked["module"])
+    with torch.no_grad():
+        outputs = module.eval()(torch.from_numpy(inputs))
+    logit: NDArray[np.float32] = outputs["logit"].numpy()
+    return logit
+
+
+@pytest.fixture(params=EACH, ids=[f"{row.name}-{precision}" for row, precision in EACH])
+def loaded(request: pytest.FixtureRequest, graphs: dict[str, Path], tmp_path: Path) -> Iterator[tuple[str, Engine]]:
+    row, precision = request.param
+    engine = supported(row, precision)
+    options = BuildOptions(precision, threads=2, max_batch=5)
+    built = tmp_path / "engine"
+    engine.build(graphs[engine.variants[precision]], built, options)
+    assert built.stat().st_size > 0
+    with engine(built, options) as one:
+        yield precision, one
+
+
+def test_there_is_a_row_for_every_engine_and_method() -> None:
+    assert {row.name for row in ENGINES} == set(engines())
+    assert {row.name for row in METHODS} == set(available())
+    for row in ENGINES:
+        engine = engines()[row.name]
+        assert engine.name == row.name
+        assert engine.package == row.package
+        assert row.package in engine.install or "kizu[" in engine.install
+        assert tuple(sorted(engine.variants)) == tuple(sorted(row.precisions))
+
+
+@pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
+def test_a_methods_graph_has_the_rows_outputs(row: Any, bundle_path: Path, graphs: dict[str, Path]) -> None:
+    import onnx
+
+    assert Bundle.open(bundle_path).manifest.scoring == row.scoring == get(row.name).scoring
+    for path in graphs.values():
+        graph = onnx.load(path).graph
+        assert {value.name for value in graph.output} == set(row.outputs)
+        assert [value.name for value in graph.input] == ["x"]
+
+
+def test_names_and_shapes(loaded: tuple[str, Engine], bundle_path: Path) -> None:
+    _, engine = loaded
+    spec = Bundle.open(bundle_path).manifest.prepare
+    (x,) = engine.inputs
+    assert (x.name, x.shape, x.dtype) == ("x", (None, spec.channels, *spec.size), "float32")
+    assert [(y.name, len(y.shape), y.shape[0], y.dtype) for y in engine.outputs] == [
+        (name, len(shape), None, "float32") for name, shape in METHOD.outputs.items()
+    ]
+
+
+def test_it_computes_what_torch_computes(
+    loaded: tuple[str, Engine],
+    inputs: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    bundle_path: Path,
+) -> None:
+    precision, engine = loaded
+    unit = float(np.std(read_bundle(bundle_path)[0]["calibration"]["scores"]["fp32"]))
+    assert np.ptp(expected) > 0.5 * unit  # the images differ by more than any tolerance
+    for n in (1, 2, 3, 4, 5, 2):
+        x, logit = np.empty((n, *inputs.shape[1:]), np.float32), np.full(n, np.nan, np.float32)
+        runner = engine.bind({"x": x}, {"logit": logit})
+        for first in range(5 - n + 1):
+            x[:] = inputs[first : first + n]  # into the bound memory; the engine must read it anew
+            logit.fill(np.nan)
+            runner.run()
+            np.testing.assert_array_less(
+                np.abs(logit - expected[first : first + n]), TOLERANCES[precision] * unit, err_msg=f"batch {n}"
+            )
+
+
+def test_several_bindings_live_side_by_side(loaded: tuple[str, Engine], inputs: NDArray[np.float32]) -> None:
+    _, engine = loaded
+    buffers = [(inputs[:n].copy(), np.empty(n, np.float32)) for n in (1, 3, 5)]
+    runners = [engine.bind({"x": x}, {"logit": logit}) for x, logit in buffers]
+    for runner in runners:
+        runner.run()
+    first = [logit.copy() for _, logit in buffers]
+    for runner in reversed(runners):
+        runner.run()
+    for (_, logit), before in zip(buffers, first, strict=True):
+        np.testing.assert_array_equal(logit, before)
+
+
+def test_the_gil_is_released_while_it_runs(loaded: tuple[str, Engine]) -> None:
+    _, engine = loaded
+    x, logit = np.zeros((64, 5, 32, 32), np.float32), np.empty(64, np.float32)
+    runner = engine.bind({"x": x}, {"logit": logit})
+    runner.run()
+    steps, stop = [0], threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            steps[0] += 1
+            time.sleep(1e-5)
+
+    thread, interval = threading.Thread(target=count), sys.getswitchinterval()
+    thread.start()
+    try:
+        sys.setswitchinterval(3600)  # another thread moves only when this one lets go of the GIL
+        before, end = steps[0], time.perf_counter() + 0.15
+        while time.perf_counter() < end:
+            runner.run()
+        moved = steps[0] - before
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        thread.join()
+    assert moved > 3
+
+
+def test_closing_twice_is_nothing(loaded: tuple[str, Engine]) -> None:
+    loaded[1].close()
+    loaded[1].close()
+
+
+@pytest.mark.parametrize("precision", BY_NAME["openvino"].precisions)
+def test_openvino_is_told_the_precision(precision: str, graphs: dict[str, Path], tmp_path: Path) -> None:
+    # Left to itself it computes in bf16 or f16 where the processor can.
+    row = BY_NAME["openvino"]
+    engine = supported(row, precision)
+    options = BuildOptions(precision, threads=1)
+    engine.build(graphs[engine.variants[precision]], tmp_path / "engine", options)
+    with engine(tmp_path / "engine", options) as one:
+        model: Any = one._model  # type: ignore[attr-defined]
+        assert model.get_property("INFERENCE_PRECISION_HINT").get_type_name() == row.hints[precision]
+        assert model.get_property("INFERENCE_NUM_THREADS") == 1
+        assert not model.get_property("ENABLE_CPU_PINNING")
+
+
+@pytest.mark.parametrize("row", ENGINES, ids=lambda row: row.name)
+def test_an_unknown_precision_is_unsupported_with_those_it_has(row: EngineRow) -> None:
+    reason = installed(row).unsupported("int4")
+    assert reason is not None
+    for precision in row.precisions:
+        assert precision in reason
+
+
+@pytest.mark.parametrize("row", ENGINES, ids=lambda row: row.name)
+def test_a_file_that_is_no_graph_is_refused(row: EngineRow, tmp_path: Path) -> None:
+    (tmp_path / "part.onnx").write_bytes(b"not an ONNX file")
+    with pytest.raises(EngineError, match=r"could not compile part\.onnx for fp32"):
+        installed(row).build(tmp_path / "part.onnx", tmp_path / "engine", BuildOptions("fp32"))
+
+
+@pytest.mark.parametrize("row", ENGINES, ids=lambda row: row.name)
+@pytest.mark.parametrize("data", [b"not a compiled engine", b"", None], ids=["text", "empty", "missing"])
+def test_a_file_that_is_no_engine_is_refused(row: EngineRow, data: bytes | None, tmp_path: Path) -> None:
+    if data is not None:
+        (tmp_path / "engine").write_bytes(data)
+    with pytest.raises(EngineError, match="could not load the compiled engine"):
+        installed(row)(tmp_path / "engine", BuildOptions("fp32"))
+
+
+def test_engines_are_offered_in_order_of_preference() -> None:
+    names = [name for name in engines() if name in BY_NAME]
+    assert names == ["openvino", "onnxruntime"]
+    assert choose("auto").name == "openvino"
+    for name in names:
+        assert choose(name) is engines()[name]
+
+
+def test_an_engine_nobody_knows_is_refused() -> None:
+    with pytest.raises(EngineError, match=r"no engine is called 'onyx'; known engines: .*openvino, onnxruntime"):
+        choose("onyx")
+
+
+class _Missing:
+    """importlib.util.find_spec on a machine without some packages."""
+
+    def __init__(self, *names: str) -> None:
+        import importlib.util
+
+        self.names, self.find = names, importlib.util.find_spec
+
+    def __call__(self, name: str, package: str | None = None) -> Any:
+        return None if name.partition(".")[0] in self.names else self.find(name, package)
+
+
+@pytest.mark.parametrize("row", ENGINES, ids=lambda row: row.name)
+def test_a_missing_engine_says_how_to_get_it(row: EngineRow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", _Missing(row.package))
+    engine = engines()[row.name]
+    reason = engine.unavailable()
+    assert reason == f"not installed ({engine.install})"
+    with pytest.raises(EngineError, match=f"the engine {row.name} cannot be used here: not installed"):
+        choose(row.name)
+    others = [other.name for other in ENGINES if other is not row]
+    assert choose("auto").name == others[0]
+
+
+LOAD_AND_SCORE = """
+import numpy as np
+import kizu
+detector = kizu.load(sys.argv[2], cache=sys.argv[3], precision="fp32", engine=sys.argv[4])
+frame = np.random.default_rng(0).integers(0, 256, (60, 72, 3), np.uint8)
+print(detector.engine, detector.score(frame).score, "torch" in sys.modules, "onnx" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("row", ENGINES, ids=lambda row: row.name)
+def test_kizu_needs_one_engine_and_no_other(row: EngineRow, bundle_path: Path, engine_cache: Path) -> None:
+    blocked = [other.package for other in ENGINES if other is not row] + ["torch", "onnx", "matplotlib"]
+    script = BLOCK_IMPORTS + LOAD_AND_SCORE
+    name, score, torch, onnx = python_output(script, ",".join(blocked), bundle_path, engine_cache, "auto").split()
+    assert (name, torch, onnx) == (row.name, "False", "False")
+    frame = np.random.default_rng(0).integers(0, 256, (60, 72, 3), np.uint8)
+    with kizu.load(bundle_path, engine=row.name, precision="fp32", cache=engine_cache) as detector:
+        assert detector.score(frame).score == float(score)
+
+
+def test_without_any_engine_it_says_what_to_install(bundle_path: Path, engine_cache: Path) -> None:
+    blocked = ",".join([*(row.package for row in ENGINES), "tensorrt", "tensorrt_rtx", "torch"])
+    done = python(BLOCK_IMPORTS + LOAD_AND_SCORE, blocked, bundle_path, engine_cache, "auto")
+    assert done.returncode != 0
+    assert 'no engine is installed. On a CPU: pip install "kizu[cpu]"' in done.stderr
+    for row in ENGINES:
+        assert f"{row.name}: not installed" in done.stderr
