@@ -1,0 +1,75 @@
+"""The comparisons that ``tools/bench`` prints: a name, a value made of measured medians, a floor or ceiling.
+
+A benchmark says which side of which comparisons it measures in its ``extra_info``; the ratio is made from one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+Sides = Mapping[str, float]  # a benchmark's side -> its value in this run
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One line of ``tools/bench``.
+
+    Attributes:
+        name: as printed and as given to ``tools/bench``.
+        bound: "floor" (the value must be at least the limit) or "ceiling" (at most).
+        limit: the floor or ceiling.
+        sides: the sides it is made of: one, whose value it is, or two, of which it is second / first.
+        amx_only: the limit binds on processors with AMX; elsewhere the value is printed with the instruction set.
+        slow: takes minutes; left out of continuous integration.
+    """
+
+    name: str
+    bound: Literal["floor", "ceiling"]
+    limit: float
+    sides: tuple[str, ...]
+    amx_only: bool = False
+    slow: bool = False
+
+    def value(self, sides: Sides) -> float:
+        """The value from the sides of one run."""
+        return sides[self.sides[0]] if len(self.sides) == 1 else sides[self.sides[1]] / sides[self.sides[0]]
+
+    def holds(self, value: float) -> bool:
+        """Whether the value keeps the limit."""
+        return value >= self.limit if self.bound == "floor" else value <= self.limit
+
+
+COMPARISONS = (
+    Comparison("algan_int8_vs_torch", "floor", 12, ("kizu_int8", "torch_eager"), amx_only=True),
+    Comparison("algan_bf16_vs_torch", "floor", 6, ("kizu_bf16", "torch_eager"), amx_only=True),
+    Comparison("algan_int8_vs_openvino", "floor", 2.5, ("kizu_int8", "openvino_by_hand"), amx_only=True),
+    Comparison("overhead_share", "ceiling", 0.5, ("overhead_share",), amx_only=True),
+    Comparison("cold_start", "ceiling", 0.5, ("cold_start",)),
+    Comparison("detection_worst_auroc", "floor", 0.88, ("detection_worst_auroc",), slow=True),
+)
+
+
+def sides(benchmarks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The value of each side from pytest-benchmark's records: its own ``value``, or the median of its medians."""
+    found: dict[str, list[float]] = {}
+    for record in benchmarks:
+        info = record["extra_info"]
+        if "side" in info:
+            found.setdefault(info["side"], []).append(info.get("value", record["stats"]["median"]))
+    return {side: median(values) for side, values in found.items()}
+
+
+def instruction_set() -> str:
+    """The processor's widest instructions for int8 and bf16 products."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return "unknown"
+    for name in ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "asimddp", "asimd"):
+        if name in flags:
+            return name
+    return "unknown"
