@@ -1,0 +1,26 @@
+# Sourced by the commands of this folder: makes .venv with kizu installed in place, quickly where it is there already.
+# PYTHON names the interpreter to start from (python3).
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+venv="$root/.venv"
+bin="$venv/bin"
+
+kizu_setup() {
+  local python=${PYTHON:-python3} wanted done_file="$venv/.kizu-installed"
+  "$python" - <<'PY' || { echo "kizu needs Python 3.10 or newer; name one with PYTHON=..." >&2; exit 1; }
+import sys
+sys.exit(sys.version_info < (3, 10))
+PY
+  # What is compiled or decides what is installed; Python sources are used in place.
+  wanted=$({ "$python" -V; cat pyproject.toml CMakeLists.txt tools/constraints.txt tools/setup.sh; find csrc -type f | LC_ALL=C sort | xargs cat; } | sha256sum)
+  if [ -f "$done_file" ] && [ "$(cat "$done_file")" = "$wanted" ]; then return; fi
+  echo "setting up $venv (minutes the first time)" >&2
+  [ -x "$bin/python" ] || "$python" -m venv "$venv"
+  "$bin/python" -m pip install --quiet --disable-pip-version-check "scikit-build-core>=0.10" "pybind11>=2.13" cmake ninja -c tools/constraints.txt
+  PATH="$bin:$PATH" "$bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+    --config-settings=cmake.define.KIZU_WERROR=ON \
+    -c tools/constraints.txt --editable ".[train,cpu,onnxruntime,report,dev]"
+  echo "$wanted" > "$done_file"
+}
+kizu_setup
