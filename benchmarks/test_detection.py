@@ -17,7 +17,7 @@ import kizu
 from conftest import KEPT, ROOT, THREADS
 from kizu.data.prepared import PreparedImages
 from kizu.engine import engines
-from kizu.evaluate import auroc
+from kizu.metrics import auroc
 from kizu.settings import epoch_file, read_settings
 from kizu.training import load_file, score_inputs
 
@@ -79,6 +79,8 @@ def test_fidelity(demos: dict[Path, str]) -> None:
             scores = np.array([detector.score(frame).score for frame in frames])
             off = np.abs(scores - reference).max() / manifest.calibration.deviation()
             assert off <= manifest.golden.tolerances[detector.precision], (folder, detector.engine, detector.precision)
-            assert abs(auroc(scores, anomalous) - auroc(reference, anomalous)) <= 0.005
+            # With so few images one pair that changes places is more than 0.005.
+            pairs = sum(anomalous) * (len(anomalous) - sum(anomalous))
+            assert abs(auroc(scores, anomalous) - auroc(reference, anomalous)) <= max(0.005, 1 / pairs) + 1e-9
             checked.add((detector.engine, detector.precision))
     assert {("openvino", "fp32"), ("openvino", "int8"), ("onnxruntime", "fp16")} <= checked

@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+from kizu.engine import Engine, engines
+from rows import ENGINES, EngineRow
 
 PYTHON = Path(__file__).resolve().parents[1] / "python"
 MANIFEST = "manifest.json"
@@ -153,3 +157,21 @@ class _Finder(importlib.machinery.PathFinder):
 
 sys.meta_path[:] = [_Finder if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
 """
+
+
+EACH_PRECISION = [(row, precision) for row in ENGINES for precision in row.precisions]
+
+
+def installed(row: EngineRow) -> type[Engine]:
+    engine = engines()[row.name]
+    assert engine.unavailable() is None, "the development environment has every engine of the rows"
+    return engine
+
+
+def supported(row: EngineRow, precision: str) -> type[Engine]:
+    engine = installed(row)
+    reason = engine.unsupported(precision)
+    if reason is not None:
+        assert precision not in ("fp32", "int8")  # every processor has these
+        pytest.skip(reason)
+    return engine

@@ -14,7 +14,17 @@ import pytest
 from numpy.typing import NDArray
 
 import kizu
-from helpers import BLOCK_IMPORTS, Trained, part, python, python_output, read_bundle
+from helpers import (
+    BLOCK_IMPORTS,
+    EACH_PRECISION,
+    Trained,
+    installed,
+    part,
+    python,
+    python_output,
+    read_bundle,
+    supported,
+)
 from kizu import Bundle, EngineError
 from kizu.engine import BuildOptions, Engine, choose, engines
 from kizu.method import available, get
@@ -22,23 +32,7 @@ from kizu.prepare import prepare_reference
 from rows import ENGINES, METHODS, TOLERANCES, EngineRow
 
 BY_NAME = {row.name: row for row in ENGINES}
-EACH = [(row, precision) for row in ENGINES for precision in row.precisions]
 METHOD = METHODS[0]
-
-
-def installed(row: EngineRow) -> type[Engine]:
-    engine = engines()[row.name]
-    assert engine.unavailable() is None, "the development environment has every engine of the rows"
-    return engine
-
-
-def supported(row: EngineRow, precision: str) -> type[Engine]:
-    engine = installed(row)
-    reason = engine.unsupported(precision)
-    if reason is not None:
-        assert precision not in ("fp32", "int8")  # every processor has these
-        pytest.skip(reason)
-    return engine
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +68,7 @@ def expected(trained: Trained, bundle_path: Path, inputs: NDArray[np.float32]) -
     return logit
 
 
-@pytest.fixture(params=EACH, ids=[f"{row.name}-{precision}" for row, precision in EACH])
+@pytest.fixture(params=EACH_PRECISION, ids=[f"{row.name}-{precision}" for row, precision in EACH_PRECISION])
 def loaded(request: pytest.FixtureRequest, graphs: dict[str, Path], tmp_path: Path) -> Iterator[tuple[str, Engine]]:
     row, precision = request.param
     engine = supported(row, precision)

@@ -34,11 +34,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "method": {"methods", "prepare"},  # finds them by their files' names
     "methods": {"layers", "method", "prepare"},
     "data": {"prepare"},
-    "evaluate": {"scoring", "threshold"},
+    "metrics": set(),
+    "evaluate": {"metrics"},
     "progress": set(),
     "settings": {"data", "method", "prepare"},
     "run_folder": {"settings"},
-    "validation": {"data", "evaluate", "method", "prepare", "scoring"},
+    "validation": {"data", "method", "metrics", "prepare", "scoring"},
     "training": {"data", "engine", "method", "prepare", "progress", "run_folder", "settings", "validation"},
     # from training to the line
     "variants": set(),
@@ -48,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # what people see
     "calibrate": {"bundle", "detector", "engine", "evaluate", "threshold"},
-    "report": {"evaluate"},
+    "report": {"evaluate", "metrics"},
     "cli": {
         "_core", "bundle", "calibrate", "compiled", "data", "detector", "engine", "evaluate", "export", "method",
         "prepare", "progress", "report", "scoring", "settings", "threshold", "training",

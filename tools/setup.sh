@@ -12,8 +12,8 @@ kizu_setup() {
 import sys
 sys.exit(sys.version_info < (3, 10))
 PY
-  # What is compiled or decides what is installed; Python sources are used in place.
-  wanted=$({ "$python" -V; cat pyproject.toml CMakeLists.txt tools/constraints.txt tools/setup.sh; find csrc -type f | LC_ALL=C sort | xargs cat; } | sha256sum)
+  # What is compiled or decides what is installed; Python sources are used in place, under the names known then.
+  wanted=$({ "$python" -V; cat pyproject.toml CMakeLists.txt tools/constraints.txt tools/setup.sh; find csrc -type f | LC_ALL=C sort | xargs cat; find python -name '*.py' | LC_ALL=C sort; } | sha256sum)
   if [ -f "$done_file" ] && [ "$(cat "$done_file")" = "$wanted" ]; then return; fi
   echo "setting up $venv (minutes the first time)" >&2
   [ -x "$bin/python" ] || "$python" -m venv "$venv"

@@ -15,8 +15,8 @@ from kizu import scoring as rules
 from kizu.data import Split
 from kizu.data.prepared import PreparedImages, cut_paste
 from kizu.errors import TrainingError
-from kizu.evaluate import auroc
 from kizu.method import Method
+from kizu.metrics import auroc
 from kizu.prepare import PrepareSpec
 
 EpochRule = Literal["labelled", "good"]

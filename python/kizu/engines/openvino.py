@@ -105,7 +105,8 @@ class OpenVino(Engine):
 
 class _Runner:
     def __init__(self, request: Any, buffers: object) -> None:
-        self.run = request.infer
+        # Without share_outputs each call would copy the outputs into new arrays.
+        self.run = functools.partial(request.infer, share_outputs=True)
         self._buffers = buffers  # the request keeps addresses; this keeps the arrays alive
 
 
