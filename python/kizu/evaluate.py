@@ -30,6 +30,8 @@ from kizu.metrics import (
     wilson,
 )
 
+__all__ = ["STAGES", "Evaluation", "KindSummary", "Latency", "Percentiles", "evaluate"]
+
 Stage = Literal["prepare", "engine", "score", "total"]
 STAGES: tuple[Stage, ...] = ("prepare", "engine", "score", "total")
 
