@@ -15,8 +15,9 @@ from PIL import Image
 import kizu
 from kizu import Detector
 from kizu.export import export
+from kizu.run_folder import load_file
 from kizu.settings import TrainingSettings, epoch_file
-from kizu.training import load_file, train
+from kizu.training import train
 
 THREADS = 2
 ROOT = Path(__file__).resolve().parent.parent

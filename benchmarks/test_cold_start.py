@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from conftest import KEPT, THREADS
 from kizu import Detector
@@ -21,9 +20,8 @@ PROGRAM = """
 import json, sys
 from time import perf_counter
 import numpy, openvino
-from PIL import Image
 openvino.Core  # a lazy import would count against us, or for us
-frame = numpy.asarray(Image.open(sys.argv[2]))
+frame = numpy.load(sys.argv[2])
 start = perf_counter()
 import kizu
 with kizu.load(sys.argv[1], engine="openvino", precision="int8", threads=int(sys.argv[3]), cache=sys.argv[4]) as d:
@@ -41,8 +39,8 @@ def test_cold_start(
     tmp_path: Path,
 ) -> None:
     expected = loaded("int8").score(frames[0]).score  # the engine is in the cache now
-    image = tmp_path / "frame.png"
-    Image.fromarray(frames[0]).save(image)
+    image = tmp_path / "frame.npy"
+    np.save(image, frames[0])
     seconds = []
 
     def start() -> None:

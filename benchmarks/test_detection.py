@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 import kizu
@@ -18,8 +17,9 @@ from conftest import KEPT, ROOT, THREADS
 from kizu.data.prepared import PreparedImages
 from kizu.engine import engines
 from kizu.metrics import auroc
+from kizu.run_folder import load_file
 from kizu.settings import epoch_file, read_settings
-from kizu.training import load_file, score_inputs
+from kizu.validation import score_images
 
 pytestmark = pytest.mark.slow
 SEEDS = range(3)
@@ -52,8 +52,7 @@ def torch_scores(folder: Path) -> tuple[list[NDArray[np.uint8]], list[bool], NDA
     test, spec = settings.divide(dataset).test, settings.prepare(dataset)
     module = settings.create(spec).export_module()
     module.load_state_dict(load_file(epoch_file(folder / "run", "labelled"))["module"])
-    inputs = torch.from_numpy(PreparedImages.read(test, spec).inputs())
-    scores = score_inputs(module, inputs, scoring="logit").astype(np.float64)
+    scores = score_images(module, PreparedImages.read(test, spec), scoring="logit").astype(np.float64)
     return [sample.read() for sample in test], [not sample.good for sample in test], scores
 
 

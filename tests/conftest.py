@@ -16,7 +16,8 @@ from rows import METHODS
 
 def _make(folder: Path, *, color: bool) -> Trained:
     from kizu.export import export
-    from kizu.training import TrainingSettings, train
+    from kizu.settings import TrainingSettings
+    from kizu.training import train
 
     row = METHODS[0]
     made = Trained(make_parts(folder / "parts", color=color, good=120, bad=12), folder / "run", folder / "part.kizu")

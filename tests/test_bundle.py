@@ -41,6 +41,7 @@ def small(path: Path, **changes: Any) -> Manifest:
         threshold=Threshold({"fp32": 1 / 3, "int8": 5e-324}, "conformal", 0.3, 3),
         golden=Golden(tuple(pictures), (0.1, -0.2), {"fp32": 1e-3, "int8": 0.25}),
         training={"settings": {"data": "Prüfteile/傷"}, "history": [{"epoch": 1, "loss_D": 2.5}], "none": None},
+        seen=("0123456789abcdef",),
     )
     bundle.write(path, replace(manifest, **changes), members)
     return manifest
@@ -404,3 +405,28 @@ def test_every_refusal_is_a_bundle_error_through_load(path: Path, tmp_path: Path
     target.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(BundleError, match=re.escape(str(target))):
         kizu.load(target, cache=tmp_path)
+
+
+def test_a_threshold_is_set_behind_a_link_and_keeps_the_mode(path: Path, tmp_path: Path) -> None:
+    path.chmod(0o640)
+    link = tmp_path / "current.kizu"
+    link.symlink_to(path)
+    bundle.set_threshold(link, NEW)
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert Bundle.open(path).manifest.threshold == NEW
+
+
+def test_a_member_that_changes_after_opening_is_refused(path: Path) -> None:
+    opened = Bundle.open(path)
+    data = path.read_bytes()
+    graph = opened.graph("fp32")
+    path.write_bytes(data.replace(graph, bytes(len(graph))))
+    with pytest.raises(BundleError, match=r"graphs/fp32\.onnx"):
+        opened.graph("fp32")
+
+
+def test_a_tolerance_beyond_the_documented_one_is_refused(tmp_path: Path) -> None:
+    small(tmp_path / "loose.kizu", golden=Golden(("golden/000.png",), (0.1,), {"fp32": 0.5}))
+    with pytest.raises(BundleError, match=r"allows fp32 to be off by 0\.5"):
+        Bundle.open(tmp_path / "loose.kizu")

@@ -195,3 +195,72 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
 
 def test_tolerances_are_the_documented_ones() -> None:
     assert bundle.TOLERANCES == {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int8+fp16": 0.25}
+
+
+def test_evaluation_leaves_out_what_training_saw(bundle_path: Path, engine_cache: Path, tmp_path: Path) -> None:
+    from kizu.prepare import frame_digest
+
+    manifest = Bundle.open(bundle_path).manifest
+    data = Path(manifest.training["settings"]["data"])
+    images = sorted(path for path in data.rglob("*.png"))
+    seen = sum(frame_digest(np.asarray(Image.open(path))) in manifest.seen for path in images)
+    counts = manifest.training["images"]
+    assert seen == counts["train"] + counts["validation"] + counts["calibration"]
+    done = kizu("evaluate", bundle_path, "--data", data, "--json", cache=engine_cache)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == counts["test"] == len(images) - seen
+    assert f"{seen} of {len(images)} images are left out" in done.stderr
+    folder = tmp_path / "only" / "good"
+    folder.mkdir(parents=True)
+    for path in images:
+        if frame_digest(np.asarray(Image.open(path))) in manifest.seen:
+            (folder / path.name).write_bytes(path.read_bytes())
+    none = kizu("evaluate", bundle_path, "--data", tmp_path / "only", cache=engine_cache)
+    assert none.returncode == 1
+    assert "no images are left" in none.stderr
+
+
+def test_score_goes_on_after_an_empty_folder_and_takes_windows_lists(
+    bundle_path: Path, engine_cache: Path, tmp_path: Path
+) -> None:
+    good = save(tmp_path / "good.png", (50, 40, 3), 0)
+    (tmp_path / "empty").mkdir()
+    done = kizu("score", bundle_path, tmp_path / "empty", good, "--json", cache=engine_cache)
+    assert done.returncode == 3
+    assert "error" in json.loads(done.stdout.splitlines()[0])
+    assert json.loads(done.stdout.splitlines()[1])["file"] == str(good)
+    listed = kizu("score", bundle_path, "-", "--json", stdin=f"{good}\r\n", cache=engine_cache)
+    assert (listed.returncode, json.loads(listed.stdout)["file"]) == (0, str(good))
+
+
+def test_options_may_be_given_in_parts(tmp_path: Path, engine_cache: Path) -> None:
+    (tmp_path / "parts" / "good").mkdir(parents=True)
+    for i in range(24):
+        save(tmp_path / "parts" / "good" / f"{i:02}.png", (36, 36, 3), i)
+    environment = {**os.environ, "KIZU_CACHE": str(engine_cache)}
+    command = [sys.executable, "-m", "kizu.cli", "train", "parts", "--output", "run", "--size", "32", "--epochs", "1"]
+    command += ["--set", "width=4", "--set", "latent_dim=8", "--threads", "1", "--autocast", "off"]
+    command += ["--mean", "0.4", "0.5", "0.6", "--std", "0.2", "0.3", "0.4"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "calibration parts allow a false-reject rate of" in done.stdout
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())["settings"]
+    assert settings["config"] == {"width": 4, "latent_dim": 8}
+    assert settings["data"] == str(tmp_path / "parts")  # so that an export from another folder takes these images
+    made = kizu("export", tmp_path / "run", "-o", tmp_path / "part.kizu", "--value", "0", cache=engine_cache)
+    assert made.returncode == 0, made.stderr
+    assert Bundle.open(tmp_path / "part.kizu").manifest.prepare.mean == (0.4, 0.5, 0.6)
+
+
+def test_mistakes_are_said_in_one_line(bundle_path: Path, tmp_path: Path, engine_cache: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for arguments in (
+        ("export", bundle_path),
+        ("train", "mnist:8", "--output", tmp_path / "file"),
+        ("threshold", bundle_path, "--labelled", tmp_path),
+        ("score", bundle_path, tmp_path / "file", "--threshold", "nan"),
+    ):
+        done = kizu(*arguments, cache=engine_cache)
+        assert done.returncode == 1, arguments
+        assert done.stderr.startswith("kizu: "), done.stderr
+        assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from helpers import PYTHON, python_output, read_bundle, rewrite_bundle
 from kizu import Bundle, EngineError
 from kizu.compiled import compiled, default_cache
 from kizu.engine import BuildOptions, Engine, engines
+from kizu.errors import ThresholdError
 from rows import ENGINES, TOLERANCES, EngineRow
 
 Frames = list[NDArray[np.uint8]]
@@ -341,3 +343,42 @@ def test_a_cold_start_takes_half_a_second_at_most(precision: str, bundle_path: P
     kizu.load(bundle_path, engine="openvino", precision=precision, cache=engine_cache).close()
     seconds = [float(python_output(COLD, bundle_path, precision, engine_cache)) for _ in range(3)]
     assert min(seconds) <= 0.5, seconds
+
+
+def test_auto_goes_on_when_one_precision_cannot_be_built(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines()["onnxruntime"]
+    build = engine.build
+
+    def broken(graph: Path, out: Path, options: BuildOptions) -> None:
+        if options.precision == "int8":
+            raise EngineError("no int8 today")
+        build(graph, out, options)
+
+    monkeypatch.setattr(engine, "build", staticmethod(broken))
+    with kizu.load(bundle_path, engine="onnxruntime", threads=1, cache=tmp_path) as detector:
+        assert detector.precision in ("fp32", "fp16")
+    with pytest.raises(EngineError, match="no int8 today"):
+        kizu.load(bundle_path, engine="onnxruntime", precision="int8", threads=1, cache=tmp_path)
+
+
+def test_auto_chooses_among_precisions_that_have_a_threshold(bundle_path: Path, tmp_path: Path) -> None:
+    def only_fp16(manifest: dict[str, Any]) -> None:
+        manifest["threshold"]["values"] = {"fp16": 1.5}
+
+    target = rewrite_bundle(bundle_path, tmp_path / "fp16.kizu", edit=only_fp16)
+    with kizu.load(target, engine="onnxruntime", threads=1, cache=tmp_path / "cache") as detector:
+        assert (detector.precision, detector.threshold) == ("fp16", 1.5)
+    with pytest.raises(ThresholdError, match="no threshold for fp32"):
+        kizu.load(target, engine="onnxruntime", precision="fp32", threads=1, cache=tmp_path / "cache")
+
+
+def test_the_cache_of_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("KIZU_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert default_cache().is_relative_to(tempfile.gettempdir())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
 import math
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -35,7 +38,8 @@ def torch_scores(trained: Trained, frames: Frames) -> NDArray[np.float64]:
     import torch
 
     from kizu.method import get
-    from kizu.training import epoch_file, load_file
+    from kizu.run_folder import load_file
+    from kizu.settings import epoch_file
 
     manifest = Bundle.open(trained.bundle).manifest
     method = get(METHODS[0].name).create(manifest.prepare, get(METHODS[0].name).config_type(**METHODS[0].config))
@@ -52,7 +56,7 @@ def deviation(trained: Trained) -> float:
 
 
 def held_out(trained: Trained) -> Frames:
-    from kizu.training import read_settings
+    from kizu.settings import read_settings
 
     settings = read_settings(trained.run)
     return [sample.read() for sample in settings.divide(settings.dataset()).test]
@@ -181,7 +185,7 @@ def test_a_mono_model_takes_two_axes_or_three(mono_bundle_path: Path, engine_cac
 @pytest.mark.parametrize(
     ("options", "kind", "fault"),
     [
-        ({"threads": 0}, EngineError, "threads is 0, but must be a whole number of at least 1"),
+        ({"threads": 0}, EngineError, "threads is 0, but must be a whole number from 1 to 1024"),
         ({"threads": 1.5}, EngineError, "threads is 1.5"),
         ({"threads": True}, EngineError, "threads is True"),
         ({"max_batch": 0}, EngineError, "max_batch is 0"),
@@ -546,3 +550,12 @@ def test_warm_up_pays_for_a_size_beforehand(bundle_path: Path, engine_cache: Pat
         frame = np.zeros((700, 300, 3), np.uint8)
         before = detector.score(frame)
         assert before.score == detector.score(frame).score
+
+
+def test_a_result_can_be_kept_copied_and_sent(detector: Detector, frames: list[NDArray[np.uint8]]) -> None:
+    result = detector.score(frames[0])
+    for twin in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        assert twin == result
+        assert twin.timing.engine == result.timing.engine
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.score = 0.0  # type: ignore[misc]

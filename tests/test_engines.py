@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ import kizu
 from helpers import (
     BLOCK_IMPORTS,
     EACH_PRECISION,
+    PYTHON,
     Trained,
     installed,
     part,
@@ -55,7 +57,8 @@ def expected(trained: Trained, bundle_path: Path, inputs: NDArray[np.float32]) -
     """Logits by torch, of the network at the epoch that was exported, spectral norm not folded away."""
     import torch
 
-    from kizu.training import epoch_file, load_file
+    from kizu.run_folder import load_file
+    from kizu.settings import epoch_file
 
     manifest = Bundle.open(bundle_path).manifest
     method = get(METHOD.name).create(manifest.prepare, get(METHOD.name).config_type(**METHOD.config))
@@ -280,3 +283,13 @@ def test_without_any_engine_it_says_what_to_install(bundle_path: Path, engine_ca
     assert 'no engine is installed. On a CPU: pip install "kizu[cpu]"' in done.stderr
     for row in ENGINES:
         assert f"{row.name}: not installed" in done.stderr
+
+
+def test_a_damaged_installation_is_no_engine(tmp_path: Path) -> None:
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text("raise OSError('libopenvino.so: cannot open')\n")
+    script = "from kizu.engine import choose, engines\nprint(choose().name, '|', engines()['openvino'].unavailable())"
+    said = python_output(script, environment={"PYTHONPATH": f"{tmp_path}{os.pathsep}{PYTHON}"})
+    name, _, reason = said.partition(" | ")
+    assert name == "onnxruntime"
+    assert "cannot be imported: libopenvino.so" in reason

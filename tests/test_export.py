@@ -27,8 +27,9 @@ from kizu.data import Sample, Split, open_dataset
 from kizu.errors import BundleError, ThresholdError, TrainingError
 from kizu.export import GOLDEN_FRAMES, export
 from kizu.prepare import prepare
+from kizu.run_folder import load_file
 from kizu.settings import CHECKPOINT, epoch_file, read_settings
-from kizu.training import load_file, train
+from kizu.training import train
 from kizu.variants import ExportError
 from training_helpers import tiny
 
@@ -329,7 +330,11 @@ def test_each_rule_exports_its_own_epoch(run: Path, path: Path, tmp_path: Path) 
     manifest = Bundle.open(tmp_path / "good.kizu").manifest
     assert (manifest.training["epoch_rule"], manifest.training["epoch"]) == ("good", 77)
     assert manifest.golden.scores != Bundle.open(path).manifest.golden.scores
-    epoch_file(copied, "labelled").unlink()
+    checkpoint = load_file(copied / CHECKPOINT)
+    del checkpoint["picked"]["labelled"]  # as of a run whose validation images are all good
+    torch.save(checkpoint, copied / CHECKPOINT)
+    with pytest.raises(TrainingError, match="labelled has picked no epoch"):
+        export(copied, tmp_path / "default.kizu", rule="labelled", false_reject=FALSE_REJECT)
     export(copied, tmp_path / "default.kizu", false_reject=FALSE_REJECT)
     assert Bundle.open(tmp_path / "default.kizu").manifest.training["epoch_rule"] == "good"
 
@@ -518,6 +523,6 @@ def test_what_cannot_be_exported_is_refused_at_once(run: Path, tmp_path: Path) -
         export(tmp_path, tmp_path / "part.kizu")
     (tmp_path / "begun").mkdir()
     shutil.copy(run / "settings.json", tmp_path / "begun")
-    with pytest.raises(TrainingError, match=r"epoch-good\.pt.*no such file"):
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt.*no such file"):
         export(tmp_path / "begun", tmp_path / "part.kizu")
     assert json.loads((tmp_path / "begun" / "settings.json").read_text())["settings"]["size"] == 32

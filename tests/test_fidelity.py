@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 import kizu
@@ -16,8 +15,10 @@ from kizu.data.prepared import PreparedImages
 from kizu.errors import DataError
 from kizu.export import export
 from kizu.metrics import auroc
+from kizu.run_folder import load_file
 from kizu.settings import TrainingSettings, epoch_file
-from kizu.training import load_file, score_inputs, train
+from kizu.training import train
+from kizu.validation import score_images
 from rows import EngineRow
 
 
@@ -36,10 +37,9 @@ class HeldOut:
         test = TrainingSettings(data="mnist:1").dataset().split().test[::3]
         module = settings.create(spec).export_module()
         module.load_state_dict(load_file(epoch_file(folder / "run", "labelled"))["module"])
-        inputs = torch.from_numpy(PreparedImages.read(test, spec).inputs())
         self.frames: list[NDArray[np.uint8]] = [sample.read() for sample in test]
         self.anomalous = np.array([not sample.good for sample in test])
-        self.reference = score_inputs(module, inputs, scoring="logit").astype(np.float64)
+        self.reference = score_images(module, PreparedImages.read(test, spec), scoring="logit").astype(np.float64)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ SOURCES = PYTHON.parent / "csrc"
 MAY_IMPORT: dict[str, set[str]] = {
     "kizu": {"bundle", "detector", "pipeline", "prepare"},
     "errors": set(),
+    "user_cache": set(),
     # the line
     "prepare": {"_core"},
     "scoring": set(),
@@ -27,15 +28,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": {"engine"},
     "bundle": {"prepare"},
     "pipeline": {"prepare", "scoring", "engine"},
-    "compiled": {"bundle", "engine", "pipeline"},
+    "compiled": {"bundle", "engine", "pipeline", "user_cache"},
     "detector": {"bundle", "compiled", "engine", "pipeline", "prepare", "scoring", "threshold"},
     # training
     "layers": {"prepare"},
     "method": {"methods", "prepare"},  # finds them by their files' names
     "methods": {"layers", "method", "prepare"},
-    "data": {"prepare"},
+    "data": {"prepare", "user_cache"},
     "metrics": set(),
-    "evaluate": {"metrics"},
+    "evaluate": {"metrics", "prepare"},
     "progress": set(),
     "settings": {"data", "method", "prepare"},
     "run_folder": {"settings"},

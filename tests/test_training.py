@@ -31,9 +31,10 @@ from kizu.data.prepared import PreparedImages, augment, cut_paste
 from kizu.errors import TrainingError
 from kizu.methods.algan_image import AlganImage
 from kizu.prepare import PrepareSpec, prepare
-from kizu.settings import CHECKPOINT, LOG, SETTINGS, TrainingSettings, epoch_file, read_settings
-from kizu.training import Outcome, Picked, load_file, train
-from kizu.validation import RULES, Validation
+from kizu.run_folder import load_file
+from kizu.settings import CHECKPOINT, LOG, RULES, SETTINGS, TrainingSettings, epoch_file, read_settings
+from kizu.training import Outcome, Picked, train
+from kizu.validation import Validation
 from training_helpers import TINY, Watch, differences, read_log, run_differences, tiny
 
 Image8 = NDArray[np.uint8]
@@ -265,8 +266,8 @@ def test_the_folder_of_a_run(data: Path, unbroken: Path) -> None:
     for rule in RULES:
         values = load_file(epoch_file(unbroken, rule))
         assert values["epoch"] in (2, 4)
-        best = max(load_file(unbroken / CHECKPOINT)["history"], key=lambda row: row.get(f"val_{rule}", -1))
-        assert (values["epoch"], values["value"]) == (best["epoch"], best[f"val_{rule}"])
+        best = max(load_file(unbroken / CHECKPOINT)["history"], key=lambda row: row.get(f"val_auroc_{rule}", -1))
+        assert (values["epoch"], values["value"]) == (best["epoch"], best[f"val_auroc_{rule}"])
     last = load_file(unbroken / CHECKPOINT)
     for rule in RULES:
         found = load_file(epoch_file(unbroken, rule))
@@ -277,12 +278,20 @@ def test_the_folder_of_a_run(data: Path, unbroken: Path) -> None:
 
 def test_the_log(unbroken: Path) -> None:
     rows = read_log(unbroken)
-    assert set(rows[0]) == {"epoch", "loss_D", "loss_G", "logit_real", "val_labelled", "val_good", "seconds"}
+    assert set(rows[0]) == {
+        "epoch",
+        "loss_D",
+        "loss_G",
+        "logit_real",
+        "val_auroc_labelled",
+        "val_auroc_good",
+        "seconds",
+    }
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     for row in rows:
         assert all(np.isfinite(float(row[name])) for name in ("loss_D", "loss_G", "logit_real", "seconds"))
         assert float(row["loss_D"]) > 0 > float(row["loss_G"])
-        for name in ("val_labelled", "val_good"):
+        for name in ("val_auroc_labelled", "val_auroc_good"):
             assert (row[name] == "") == (row["epoch"] in ("1", "3"))
             assert row[name] == "" or 0 <= float(row[name]) <= 1
 
@@ -304,7 +313,7 @@ def test_the_log_holds_means_over_the_epoch(data: Path, tmp_path: Path, monkeypa
 
 def test_the_last_epoch_is_validated_in_any_case(data: Path, tmp_path: Path) -> None:
     outcome = train(tiny(data, epochs=3, validate_every=5), tmp_path / "run")
-    assert [row["val_good"] != "" for row in read_log(tmp_path / "run")] == [False, False, True]
+    assert [row["val_auroc_good"] != "" for row in read_log(tmp_path / "run")] == [False, False, True]
     assert outcome.picked["good"].epoch == 3
 
 
@@ -328,7 +337,7 @@ def test_a_folder_that_holds_a_run_is_refused(data: Path, unbroken: Path, tmp_pa
 def test_nothing_to_resume_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no training run here"):
         train(tiny(data), tmp_path / "none", resume=True)
-    run_folder.claim(tmp_path / "begun", tiny(data))
+    run_folder.claim(tmp_path / "begun", tiny(data), resume=False)
     with pytest.raises(TrainingError, match=r"no checkpoint\.pt to resume from"):
         train(tiny(data), tmp_path / "begun", resume=True)
     train(tiny(data, epochs=1), tmp_path / "begun")  # but it is free for a new run
@@ -631,8 +640,8 @@ def test_the_values_of_the_rules() -> None:
     assert expected == 16 / 20
     # A patch of another brightness widens the range: better than chance, and four defects of each good image.
     assert 0.6 < values["good"] < 1
-    assert len(validation.inputs) == 4 + 5 + 16
-    assert validation.inputs[:4].numpy().tobytes() == PreparedImages(good, spec).inputs().tobytes()
+    assert len(validation.images) == 4 + 5 + 16
+    assert validation.images.inputs(0, 4).tobytes() == PreparedImages(good, spec).inputs().tobytes()
     alone = Validation(PreparedImages(good, spec), PreparedImages(bad[:0], spec), np.random.default_rng(0))
     assert alone.values(Spread()) == {"good": values["good"]}  # type: ignore[arg-type]
 
@@ -656,7 +665,7 @@ def test_good_images_alone_are_enough(mono_data: Path, tmp_path: Path) -> None:
     assert set(outcome.picked) == {"good"}
     assert not epoch_file(tmp_path / "run", "labelled").exists()
     assert load_file(epoch_file(tmp_path / "run", "good"))["epoch"] == outcome.picked["good"].epoch
-    assert "val_labelled" not in read_log(tmp_path / "run")[0]
+    assert "val_auroc_labelled" not in read_log(tmp_path / "run")[0]
 
 
 def test_a_rule_keeps_its_first_best_epoch(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

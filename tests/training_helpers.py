@@ -38,6 +38,10 @@ class Watch(Progress):
 
     def __init__(self, see: Any) -> None:
         self.see = see
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     @contextmanager
     def reading(self, images: int) -> Any:

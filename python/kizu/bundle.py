@@ -12,8 +12,8 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import struct
-import tempfile
 import zipfile
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -123,6 +123,7 @@ class Manifest:
         threshold: where scores become anomalous.
         golden: what engines must reproduce.
         training: provenance: data set, split, seed, epoch and the rule that picked it, history, versions.
+        seen: digests of the frames that training, validation and calibration used; see ``prepare.frame_digest``.
         members: name -> size and digest; filled in by ``write``.
     """
 
@@ -134,6 +135,7 @@ class Manifest:
     threshold: Threshold
     golden: Golden
     training: Mapping[str, Any]
+    seen: tuple[str, ...]
     members: Mapping[str, Member] = field(default_factory=dict)
 
 
@@ -169,11 +171,19 @@ class Bundle:
         return cls(path, manifest)
 
     def read(self, member: str) -> bytes:
-        """The bytes of a member; raises BundleError if there is none of that name."""
+        """The bytes of a member, checked once more; raises BundleError if it is not there or has changed since."""
         if member not in self.manifest.members:
             raise BundleError(f"{self.path}: there is no member {member}")
         with _opened(self.path) as archive:
-            return archive.read(member)
+            try:
+                data = archive.read(member)
+            except KeyError as error:
+                raise BundleError(
+                    f"{self.path}: member {member} is gone: the file was replaced; load it anew"
+                ) from error
+        if hashlib.sha256(data).hexdigest() != self.manifest.members[member].sha256:
+            raise BundleError(f"{self.path}: member {member} has changed since the file was opened; load it anew")
+        return data
 
     def graph(self, variant: str) -> bytes:
         """The ONNX of a precision variant; raises BundleError with those that are there."""
@@ -184,15 +194,21 @@ class Bundle:
 
     def golden_frames(self) -> Iterator[NDArray[np.uint8]]:
         """The golden frames in order, uint8 (H, W, 3) or (H, W)."""
-        with _opened(self.path) as archive:
-            for member in self.manifest.golden.members:
-                yield np.asarray(_image(archive, member))
+        for member in self.manifest.golden.members:
+            yield np.asarray(self._picture(member))
 
     def golden_shape(self) -> tuple[int, int]:
-        """(height, width) of the first golden frame, read off its header."""
-        with _opened(self.path) as archive:
-            width, height = _image(archive, self.manifest.golden.members[0]).size
+        """(height, width) of the first golden frame."""
+        width, height = self._picture(self.manifest.golden.members[0]).size  # the header's; nothing is decoded
         return height, width
+
+    def _picture(self, member: str) -> Image:
+        from PIL import Image, UnidentifiedImageError  # a warm start needs it once, other imports do not
+
+        try:
+            return Image.open(io.BytesIO(self.read(member)))
+        except UnidentifiedImageError as error:
+            raise BundleError(f"{self.path}: golden frame {member} is not an image") from error
 
 
 def write(path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes]) -> None:
@@ -205,7 +221,7 @@ def write(path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str
     """
     listed = {name: Member(len(data), hashlib.sha256(data).hexdigest()) for name, data in members.items()}
     text = _to_json(replace(manifest, members=listed))
-    with _replacing(Path(path)) as (archive, _):
+    with _replacing(Path(path)) as archive:
         _write_manifest(archive, text)
         for name, data in members.items():
             archive.writestr(_info(name), data)
@@ -216,7 +232,7 @@ def set_threshold(path: str | os.PathLike[str], threshold: Threshold) -> Manifes
     bundle = Bundle.open(path)
     manifest = replace(bundle.manifest, threshold=threshold)
     text = _to_json(manifest)
-    with _opened(bundle.path) as old, _replacing(bundle.path) as (archive, _):
+    with _opened(bundle.path) as old, _replacing(bundle.path) as archive:
         _write_manifest(archive, text)
         for name in manifest.members:
             info = _info(name)
@@ -236,12 +252,6 @@ def encode_frame(frame: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _image(archive: zipfile.ZipFile, member: str) -> Image:
-    from PIL import Image  # not before it is needed: a warm start does without
-
-    return Image.open(io.BytesIO(archive.read(member)))
-
-
 def _info(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # the same content gives the same file
     info.external_attr = 0o644 << 16
@@ -249,25 +259,22 @@ def _info(name: str) -> zipfile.ZipInfo:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[tuple[zipfile.ZipFile, Path]]:
-    """A new archive beside ``path`` that takes its place at the end, or vanishes on failure."""
+def _replacing(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A new archive beside ``path`` that takes its place and its mode at the end, or vanishes on failure."""
+    path = path.resolve()  # a link stays a link
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written: {error}") from error
-    partial = Path(name)
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
+        with partial.open("x+b") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                yield archive, partial
+                yield archive
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)
+        with contextlib.suppress(FileNotFoundError):
+            partial.chmod(path.stat().st_mode & 0o7777)
         partial.replace(path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise BundleError(f"{path}: cannot be written: {error}; what was there before is untouched") from error
         raise
@@ -347,6 +354,12 @@ def _read_manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
             f"{path}: {MANIFEST} has {len(manifest.golden.scores)} golden scores for {len(manifest.golden.members)} "
             "frames; an engine could not be proved against them"
         )
+    for precision, tolerance in manifest.golden.tolerances.items():
+        if not 0 <= tolerance <= TOLERANCES.get(precision, 0.0):
+            raise BundleError(
+                f"{path}: {MANIFEST} allows {precision} to be off by {tolerance:g} standard deviations, but an engine "
+                "proves nothing beyond " + ", ".join(f"{name} {most:g}" for name, most in TOLERANCES.items())
+            )
     if not manifest.calibration.scores.get("fp32"):
         raise BundleError(f"{path}: {MANIFEST} has no calibration scores in fp32, the unit of the tolerances")
     return manifest

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from kizu.detector import Detector
 
 EXIT_ERROR, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
-out = Console(highlight=False, soft_wrap=True)
+# A pipe or file has no width to fit into.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away
         sys.stderr.close()
         return EXIT_ERROR
+    except OSError as error:
+        err.print(f"[bold red]kizu: [/]{escape(str(error))}")
+        return EXIT_ERROR
 
 
 def train(options: argparse.Namespace) -> int:
@@ -66,9 +70,11 @@ def train(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.set:
         given["config"] = _settings(options.set)
-    for name in ("crop", "augmentation"):
+    for name in ("crop", "augmentation", "mean", "std"):
         if name in given:
             given[name] = tuple(value for value in given[name] if value != "none")
+    if "data" in given and Path(given["data"]).exists() and given["data"].partition(":")[0] not in _names():
+        given["data"] = str(Path(given["data"]).resolve())  # the same images, wherever the run is exported from
     if options.resume:
         given = {**read_settings(options.output).__dict__, **given}
     elif "data" not in given:
@@ -78,7 +84,8 @@ def train(options: argparse.Namespace) -> int:
         out.print(f"rule {rule}: epoch {picked.epoch}, validation AUROC {picked.value:.3f}")
     if not outcome.finished:
         err.print(
-            f"interrupted after {outcome.epochs} epochs; go on with: kizu train --resume --output {options.output}"
+            f"interrupted after {outcome.epochs} epochs; go on with: kizu train --resume --output "
+            f"{escape(str(options.output))}"
         )
         return EXIT_INTERRUPTED
     out.print(f"{outcome.epochs} epochs done; next: kizu export {escape(str(options.output))} --output part.kizu")
@@ -118,6 +125,8 @@ def threshold(options: argparse.Namespace) -> int:
 
     bundle = bundles.Bundle.open(options.bundle)
     left_out: dict[str, str] = {}
+    if options.labelled is not None and not (options.best_f1 or options.recall is not None):
+        raise DataError("say what the labelled images are for: --best-f1, or --recall SHARE")
     if options.false_reject is not None:
         new = calibrate.conformal(bundle.manifest.calibration.scores, options.false_reject)
     elif options.value is not None:
@@ -127,7 +136,7 @@ def threshold(options: argparse.Namespace) -> int:
             raise DataError("name the labelled images: --labelled FOLDER, with good/ and bad/ inside")
         found = calibrate.labelled(
             options.bundle,
-            kizu.data.open_dataset(options.labelled).samples,
+            _unseen(kizu.data.open_dataset(options.labelled, color=bundle.manifest.prepare.color).samples, bundle),
             rule="best-f1" if options.best_f1 else "recall",
             recall=options.recall,
             engine=options.engine,
@@ -156,11 +165,13 @@ def score(options: argparse.Namespace) -> int:
         started = perf_counter()
         for path in _files(options.paths):
             try:
+                if isinstance(path, DataError):
+                    raise path
                 result = detector.score(read_image(path, spec.color, convert=options.convert))
             except (KizuError, OSError) as error:
                 failed += 1
                 if options.json:
-                    print(json.dumps({"file": str(path), "error": str(error)}), flush=True)
+                    print(json.dumps({"file": None if error is path else str(path), "error": str(error)}), flush=True)
                 else:
                     err.print(f"[red]not scored:[/] {escape(str(error))}")
                 continue
@@ -195,18 +206,22 @@ def score(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """``kizu evaluate``."""
     from kizu.evaluate import evaluate as run
-    from kizu.report import write_report
+    from kizu.report import require_matplotlib, write_report
     from kizu.settings import TrainingSettings
+
+    if options.report is not None:
+        require_matplotlib()  # before the images are scored, not after
 
     with _load(options) as detector:
         manifest = detector.bundle.manifest
         if options.data is None:
-            settings = TrainingSettings.from_dict(manifest.training["settings"])
+            settings = TrainingSettings.from_dict(manifest.training.get("settings", {}))
             samples: Sequence[Sample] = settings.divide(settings.dataset()).test
             data = f"test images of {settings.data}"
         else:
             dataset = kizu.data.open_dataset(options.data, color=manifest.prepare.color, convert=options.convert)
-            samples, data = dataset.samples, f"all images of {dataset.name}"
+            samples, data = dataset.samples, f"images of {dataset.name}"
+        samples = _unseen(samples, detector.bundle)
         found = run(detector, samples)
         if options.json:
             print(json.dumps(found.as_dict(), indent=1))
@@ -342,44 +357,70 @@ def _load(options: argparse.Namespace) -> Detector:
     )
 
 
-def _files(paths: Sequence[str]) -> Iterator[Path]:
-    """Files, folders' images, and for "-" the paths on standard input, one a line, as they come."""
+def _names() -> set[str]:
+    return {item.name for item in kizu.data.available()}
+
+
+def _unseen(samples: Sequence[Sample], bundle: bundles.Bundle) -> list[Sample]:
+    """The samples that training, validation and calibration did not use; says how many were left out."""
+    from kizu.evaluate import unseen
+
+    kept = unseen(samples, bundle.manifest.seen)
+    if len(kept) < len(samples):
+        err.print(
+            f"{len(samples) - len(kept)} of {len(samples)} images are left out: training, validation or calibration "
+            "used them"
+        )
+    if not kept:
+        raise DataError("no images are left that training, validation and calibration did not use; name others")
+    return kept
+
+
+def _files(paths: Sequence[str]) -> Iterator[Path | DataError]:
+    """Files, folders' images, and for "-" the paths on standard input, one a line, as they come.
+
+    A folder without images gives its error in place of a path.
+    """
     for path in paths:
         if path == "-":
-            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+            yield from (Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip())
         elif Path(path).is_dir():
-            yield from kizu.data.find_images([path])
+            try:
+                yield from kizu.data.find_images([path])
+            except DataError as error:
+                yield error
         else:
             yield Path(path)  # what is wrong with it is said when it is read
 
 
+def _rule(threshold: Threshold) -> str:
+    return threshold.rule if threshold.parameter is None else f"{threshold.rule} {threshold.parameter:g}"
+
+
 def _print_threshold(threshold: Threshold) -> None:
-    how = threshold.rule if threshold.parameter is None else f"{threshold.rule} {threshold.parameter:g}"
-    out.print(f"[bold]threshold[/] by {how}, from {threshold.images} scores:")
+    out.print(f"[bold]threshold[/] by {escape(_rule(threshold))}, from {threshold.images} scores:")
     for precision, value in threshold.values.items():
         out.print(f"  {precision:<10} {value:.6g}")
 
 
 def _about(manifest: Manifest) -> dict[str, object]:
     prepare, training = manifest.prepare, manifest.training
-    threshold = manifest.threshold
+    settings, images = training.get("settings", {}), training.get("images", {})
     return {
         "method": manifest.method.name,
         "input": f"{prepare.channels}x{prepare.size[0]}x{prepare.size[1]} from {prepare.color} frames",
         "crop": prepare.crop or "none",
         "precisions": ", ".join(manifest.calibration.scores),
-        "threshold_rule": threshold.rule
-        if threshold.parameter is None
-        else f"{threshold.rule} {threshold.parameter:g}",
+        "threshold_rule": _rule(manifest.threshold),
         "calibrated_on": f"{len(manifest.calibration.scores['fp32'])} parts ({manifest.calibration.pictures} pictures)",
-        "data": training["settings"]["data"],
-        "split": training["split"],
-        "images": ", ".join(f"{name} {count}" for name, count in training["images"].items()),
-        "seed": training["settings"]["seed"],
-        "epoch": f"{training['epoch']} of {training['settings']['epochs']}, by rule {training['epoch_rule']}",
+        "data": settings.get("data"),
+        "split": training.get("split"),
+        "images": ", ".join(f"{name} {count}" for name, count in images.items()),
+        "seed": settings.get("seed"),
+        "epoch": f"{training.get('epoch')} of {settings.get('epochs')}, by rule {training.get('epoch_rule')}",
         "settings": manifest.method.config,
-        "exported": training["exported"],
-        "versions": training["versions"],
+        "exported": training.get("exported"),
+        "versions": training.get("versions"),
     }
 
 
@@ -429,7 +470,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--output", required=True, metavar="RUN", help="the run's folder")
     p.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
     p.add_argument("--method", help="a method's name (algan_image)")
-    p.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="settings of the method, e.g. sigma=4 width=64")
+    p.add_argument(
+        "--set", nargs="+", action="extend", metavar="NAME=VALUE", help="settings of the method, e.g. sigma=4 width=64"
+    )
     p.add_argument("--size", type=int, help="side of the square model input: 32, 64, 128, 256 or 512 (256)")
     p.add_argument("--epochs", type=int, help="passes over the training images (512)")
     p.add_argument("--batch-size", type=int, help="images a step (16)")
@@ -440,14 +483,17 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--augmentation",
         nargs="+",
+        action="extend",
         choices=["horizontal_flip", "vertical_flip", "rotation", "none"],
         help="of training images (what the data set's paper does; none for a folder)",
     )
     p.add_argument("--crop", nargs=4, type=int, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="region of each frame")
+    p.add_argument("--mean", nargs="+", type=float, help="normalise by these, one a channel, of pixels in [0, 1] (0.5)")
+    p.add_argument("--std", nargs="+", type=float, help="and these (0.5)")
     p.add_argument("--color", choices=["rgb", "mono"], help="read images as (their own mode)")
     p.add_argument("--convert", action="store_const", const=True, help="convert images of other modes")
     p.add_argument("--skip-unreadable", action="store_const", const=True, help="leave out files that cannot be read")
-    p.add_argument("--limit", type=int, metavar="N", help="at most N images of a kind")
+    p.add_argument("--limit", type=int, metavar="N", help="at most N good and N anomalous images")
     p.add_argument("--autocast", choices=["auto", "bf16", "off"], help="bfloat16 where the processor has it (auto)")
     p.add_argument("--threads", type=int, help="threads torch may use (all processors)")
 

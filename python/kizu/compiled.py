@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import kizu
+from kizu.bundle import TOLERANCES
 from kizu.engine import BuildOptions, Engine, processor
 from kizu.errors import EngineError
 from kizu.pipeline import Pipeline
+from kizu.user_cache import user_cache
 
 if TYPE_CHECKING:
     from kizu.bundle import Bundle
@@ -66,13 +69,19 @@ class Compiled:
 
 
 def default_cache() -> Path:
-    """``$KIZU_CACHE``, or ``kizu`` in the user's cache folder."""
-    if os.environ.get("KIZU_CACHE"):
-        return Path(os.environ["KIZU_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kizu"
+    """``$KIZU_CACHE``, or the user's cache of kizu."""
+    return Path(os.environ["KIZU_CACHE"]) if os.environ.get("KIZU_CACHE") else user_cache()
 
 
-def compiled(bundle: Bundle, engine: type[Engine], precision: str, options: BuildOptions, cache: Path) -> Compiled:
+def compiled(
+    bundle: Bundle,
+    engine: type[Engine],
+    precision: str,
+    options: BuildOptions,
+    cache: Path,
+    *,
+    among: Collection[str] = tuple(TOLERANCES),
+) -> Compiled:
     """Return the bundle's engine in the cache, compiled and proved now if it is not there.
 
     Args:
@@ -81,15 +90,14 @@ def compiled(bundle: Bundle, engine: type[Engine], precision: str, options: Buil
         precision: "auto" for the fastest precision that passes its proof, or one by name, which is used or refused.
         options: threads and batch; its precision is not read.
         cache: the cache's folder.
+        among: the precisions that "auto" may choose from.
 
     Raises:
         EngineError: the precision is unknown, unsupported here or refused (with the figures); with "auto", no
             precision passed.
     """
-    manifest = bundle.manifest
-    can = [
-        p for p, variant in engine.variants.items() if variant in manifest.graphs and p in manifest.golden.tolerances
-    ]
+    graphs = bundle.manifest.graphs
+    can = [p for p, variant in engine.variants.items() if variant in graphs]
     if precision != "auto":
         if precision not in can:
             raise EngineError(
@@ -99,20 +107,26 @@ def compiled(bundle: Bundle, engine: type[Engine], precision: str, options: Buil
         reason = engine.unsupported(precision)
         if reason is not None:
             raise EngineError(f"precision {precision!r} cannot be used here: {reason}")
-        entry = _prove(bundle, engine, BuildOptions(precision, options.threads, options.max_batch), cache)
-        if entry.proof.refusal is not None:
-            raise EngineError(entry.proof.refusal)
-        return entry
-    entries = [
-        _prove(bundle, engine, BuildOptions(p, options.threads, options.max_batch), cache)
-        for p in can
-        if engine.unsupported(p) is None
-    ]
-    passed = [entry for entry in entries if entry.proof.refusal is None]
+        return _passed(bundle, engine, precision, options, cache)
+    passed, refusals = [], []
+    for name in can:
+        if name in among and engine.unsupported(name) is None:
+            try:
+                passed.append(_passed(bundle, engine, name, options, cache))
+            except EngineError as error:
+                refusals.append(str(error))
     if not passed:
-        refusals = "; ".join(str(entry.proof.refusal) for entry in entries) or "none is supported on this machine"
-        raise EngineError(f"no precision of {engine.name} can be used with this bundle: {refusals}")
+        reasons = "; ".join(refusals) or f"none of {', '.join(among)} is supported on this machine"
+        raise EngineError(f"no precision of {engine.name} can be used with this bundle: {reasons}")
     return min(passed, key=lambda entry: entry.proof.seconds)
+
+
+def _passed(bundle: Bundle, engine: type[Engine], precision: str, options: BuildOptions, cache: Path) -> Compiled:
+    """An engine that has proved itself; raises EngineError with the reason if it cannot."""
+    entry = _prove(bundle, engine, BuildOptions(precision, options.threads, options.max_batch), cache)
+    if entry.proof.refusal is not None:
+        raise EngineError(entry.proof.refusal)
+    return entry
 
 
 def _key(bundle: Bundle, engine: type[Engine], options: BuildOptions) -> str:

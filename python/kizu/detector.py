@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from kizu.prepare import FrameOrder
     from kizu.scoring import NonFinite
 
+_MOST = 1024  # threads, or frames in a batch
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """The verdict on one frame.
 
@@ -38,7 +41,6 @@ class Result:
         timing: seconds spent in prepare, engine and score.
     """
 
-    __slots__ = ("anomalous", "map", "score", "threshold", "timing")
     score: float
     threshold: float
     anomalous: bool
@@ -50,7 +52,8 @@ class Detector:
     """A loaded bundle, ready to score; made by ``kizu.load``.
 
     Calls from several threads are safe: they take turns on one set of buffers. Native code runs with the GIL
-    released. After ``warm_up`` a call allocates its Result and nothing else.
+    released. After ``warm_up``, ``score`` allocates its Result and nothing else, until frames of another size come.
+    Close the detector, or leave its ``with`` block, before the interpreter ends.
 
     Attributes:
         bundle: what was loaded.
@@ -101,7 +104,10 @@ class Detector:
         return self._result(score, timing)
 
     def score_batch(self, frames: Iterable[NDArray[np.uint8]], *, map: bool = False) -> list[Result]:
-        """Score any number of frames, ``max_batch`` at a time; see ``score``. Sizes may differ."""
+        """Score any number of frames, ``max_batch`` at a time; see ``score``. Sizes may differ.
+
+        A frame or score that raises ends the call, and no result is returned.
+        """
         if map:
             raise self._no_map()
         frames, results = list(frames), []
@@ -125,6 +131,8 @@ class Detector:
             batch: frames that ``score_batch`` will be given at once, up to ``max_batch``.
         """
         height, width = frame_shape or self.bundle.golden_shape()
+        if min(height, width, batch) < 1:
+            raise FrameError(f"height, width and batch are {height}, {width} and {batch}, but must be at least 1")
         frame = np.zeros((height, width, self.bundle.manifest.prepare.own_channels), np.uint8)
         with self._lock:
             self._running().run([frame] * min(batch, self.max_batch), order=self._order)
@@ -183,16 +191,19 @@ def load(
         max_batch: frames that ``score_batch`` sends through the engine at once.
         order: channel order of colour frames, "rgb" or "bgr" (as OpenCV and many cameras deliver).
         nonfinite: what a score that is not finite does: raise an "error", or "reject" the part.
-        threshold: overrides the bundle's threshold.
+        threshold: a finite number that overrides the bundle's threshold.
         cache: folder of compiled engines; by default $KIZU_CACHE or the user's cache folder.
 
     Raises:
         BundleError: the file is not a whole, unedited bundle of this version.
         EngineError: no engine is installed (says what to install), or it cannot or must not be used.
+        ThresholdError: the bundle has no threshold for the precision, or the given one is not a finite number.
     """
     for name, value in (("threads", threads), ("max_batch", max_batch)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise EngineError(f"{name} is {value!r}, but must be a whole number of at least 1")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST):
+            raise EngineError(f"{name} is {value!r}, but must be a whole number from 1 to {_MOST}")
+    if threshold is not None and not (isinstance(threshold, (int, float)) and math.isfinite(threshold)):
+        raise ThresholdError(f"threshold is {threshold!r}, but must be a finite number")
     if order not in ("rgb", "bgr"):
         raise FrameError(f"order is {order!r}, but must be 'rgb' or 'bgr'")
     if nonfinite not in ("error", "reject"):
@@ -204,8 +215,9 @@ def load(
     folder = default_cache() if cache is None else Path(cache)
     if precision in bundle.manifest.golden.tolerances and threshold is None:
         _threshold(bundle, precision)  # before work starts
-    entry = compiled(bundle, chosen, precision, BuildOptions("fp32", threads, max_batch), folder)
     manifest = bundle.manifest
+    among = manifest.golden.tolerances if threshold is not None else manifest.threshold.values
+    entry = compiled(bundle, chosen, precision, BuildOptions("fp32", threads, max_batch), folder, among=among)
     pipeline = Pipeline(entry.load(), manifest.prepare, manifest.scoring, threads=threads, max_batch=max_batch)
     detector = Detector(
         bundle,

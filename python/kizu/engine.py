@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import importlib.util
 import os
 import pkgutil
 import platform
@@ -106,6 +107,17 @@ class Engine(ABC):
         self.close()
 
 
+def missing(package: str, install: str) -> str | None:
+    """Why a package cannot be imported and how to get it, or None if it can."""
+    if importlib.util.find_spec(package) is None:
+        return f"not installed ({install})"
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # a damaged installation raises many kinds
+        return f"installed, but it cannot be imported: {error} ({install})"
+    return None
+
+
 # GPU engines first: where one is installed and has a device, it is what the user installed it for.
 PREFERENCE = ("tensorrt", "tensorrt_rtx", "openvino", "onnxruntime")
 
@@ -133,12 +145,15 @@ def choose(name: str = "auto") -> type[Engine]:
         if reason is not None:
             raise EngineError(f"the engine {name} cannot be used here: {reason}")
         return known[name]
-    reasons = {name: engine.unavailable() for name, engine in known.items()}
-    for name, reason in reasons.items():
+    reasons = []
+    for engine in known.values():
+        reason = engine.unavailable()
         if reason is None:
-            return known[name]
-    found = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    raise EngineError(f'no engine is installed. On a CPU: pip install "kizu[cpu]". What was found: {found}')
+            return engine
+        reasons.append(f"{engine.name}: {reason}")
+    raise EngineError(
+        f'no engine is installed. On a CPU: pip install "kizu[cpu]". What was found: {"; ".join(reasons)}'
+    )
 
 
 def default_threads() -> int:

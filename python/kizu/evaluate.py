@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,8 +29,9 @@ from kizu.metrics import (
     roc_curve,
     wilson,
 )
+from kizu.prepare import frame_digest
 
-__all__ = ["STAGES", "Evaluation", "KindSummary", "Latency", "Percentiles", "evaluate"]
+__all__ = ["STAGES", "Evaluation", "KindSummary", "Latency", "Percentiles", "evaluate", "unseen"]
 
 Stage = Literal["prepare", "engine", "score", "total"]
 STAGES: tuple[Stage, ...] = ("prepare", "engine", "score", "total")
@@ -277,6 +278,9 @@ class SampleLike(Protocol):
     def read(self) -> NDArray[np.uint8]: ...
 
 
+AnySample = TypeVar("AnySample", bound=SampleLike)
+
+
 class TimingLike(Protocol):
     """Seconds spent on one frame."""
 
@@ -303,6 +307,12 @@ class DetectorLike(Protocol):
     """What scores a frame."""
 
     def score(self, frame: NDArray[np.uint8], /) -> ResultLike: ...
+
+
+def unseen(samples: Sequence[AnySample], seen: Collection[str]) -> list[AnySample]:
+    """The samples whose frames are not among ``seen`` (``frame_digest``): what a bundle's making did not use."""
+    known = frozenset(seen)
+    return [sample for sample in samples if frame_digest(sample.read()) not in known]
 
 
 def evaluate(

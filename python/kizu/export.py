@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -28,10 +28,10 @@ from kizu.engine import BuildOptions
 from kizu.engines.onnxruntime import OnnxRuntime
 from kizu.errors import ThresholdError, TrainingError
 from kizu.pipeline import Pipeline
-from kizu.prepare import Preparer, PrepareSpec
+from kizu.prepare import Preparer, PrepareSpec, frame_digest
 from kizu.run_folder import load_file
-from kizu.settings import CHECKPOINT, epoch_file, read_settings
-from kizu.validation import RULES, score_inputs
+from kizu.settings import CHECKPOINT, RULES, epoch_file, read_settings
+from kizu.validation import score_images
 from kizu.variants import ExportError
 
 GOLDEN_FRAMES = 32
@@ -84,20 +84,27 @@ def export(
     if not path.parent.is_dir() or path.is_dir():
         raise ExportError(f"{path} cannot be written: it is a folder, or there is no folder to write it in")
     settings = read_settings(run)
-    rule = rule or ("labelled" if epoch_file(run, "labelled").exists() else "good")
-    if rule not in RULES:
+    if rule is not None and rule not in RULES:
         raise ExportError(f"no rule to pick an epoch is called {rule!r}; choose from {', '.join(RULES)}")
-    picked = load_file(epoch_file(run, rule))
     checkpoint = load_file(run / CHECKPOINT)
+    rule = rule or ("labelled" if "labelled" in checkpoint["picked"] else "good")
+    if rule not in checkpoint["picked"]:
+        raise TrainingError(
+            f"{run}: the rule {rule} has picked no epoch yet; go on with kizu train --resume until a validation, or "
+            "choose another rule"
+        )
+    picked = load_file(epoch_file(run, rule))
     dataset = settings.dataset()
     split = settings.divide(dataset)
-    if [sample.name for sample in split.train] != checkpoint["train"]:
+    parts = _calibration_parts(split, settings.seed)
+    _check_parts(len(parts), false_reject if manual is None else None)
+    used = {"train": split.train, "validation": split.validation, "calibration": split.calibration}
+    seen = {name: [frame_digest(sample.read()) for sample in samples] for name, samples in used.items()}
+    if dict(zip((sample.name for sample in split.train), seen["train"], strict=True)) != checkpoint["train"]:
         raise TrainingError(
             f"{run}: the images of {settings.data} are not those of the training, so that calibration could fall on "
             "images that the model has seen; bring them back, or train anew"
         )
-    parts = _calibration_parts(split, settings.seed)
-    _check_parts(len(parts), false_reject if manual is None else None)
     spec = settings.prepare(dataset)
     method = settings.create(spec)
     module = method.export_module()
@@ -106,9 +113,8 @@ def export(
     note("exporting the graph and its precision variants")
     graphs, unfit = _graphs(module, spec, split)
     golden = _golden_frames(parts, split, seed=settings.seed)
-    frames = [sample.read() for sample in parts]
-    note(f"scoring {len(frames)} calibration images and {len(golden)} golden frames in each precision")
-    found = _measure(graphs, module, method.scoring, spec, golden, frames)
+    note(f"scoring {len(parts)} calibration images and {len(golden)} golden frames in each precision")
+    found = _measure(graphs, module, method.scoring, spec, golden, parts)
     left_out = {**unfit, **found.left_out}
     graphs = {name: graph for name, graph in graphs.items() if name in found.scores}
 
@@ -139,6 +145,7 @@ def export(
             "deviations": found.deviations,
             "left_out": left_out,
         },
+        seen=tuple(sorted({digest for digests in seen.values() for digest in digests})),
     )
     bundle.write(path, manifest, {**members, **pictures})
     return Exported(path, found.deviations, left_out)
@@ -167,11 +174,13 @@ def _measure(
     scoring: str,
     spec: PrepareSpec,
     golden: Sequence[NDArray[np.uint8]],
-    frames: Sequence[NDArray[np.uint8]],
+    parts: Sequence[Sample],
 ) -> _Measured:
-    """Score golden frames and calibration frames in each precision; raises ExportError if fp32 disagrees with torch."""
-    reference = _torch_scores(module, scoring, spec, golden)
-    calibration = _torch_scores(module, scoring, spec, frames)
+    """Score golden frames and calibration parts in each precision; raises ExportError if fp32 disagrees with torch."""
+    golden_images = _resized(golden, spec)
+    part_images = PreparedImages.read(parts, spec)
+    reference = _torch_scores(module, scoring, golden_images)
+    calibration = _torch_scores(module, scoring, part_images)
     unit = float(np.std(calibration))
     if not (unit > 0 and np.isfinite(reference).all()):
         raise ExportError(
@@ -199,11 +208,11 @@ def _measure(
     with tempfile.TemporaryDirectory() as folder:
         for name, graph in graphs.items():
             with _running(graph, spec, scoring, Path(folder), name) as score:
-                judge(name, score(golden), score(frames))
+                judge(name, score(golden), score(sample.read() for sample in parts))
             if "fp32" in left_out:
                 raise ExportError(f"torch and ONNX Runtime disagree on the exported graph: {left_out['fp32']}")
     with torch.autocast("cpu", torch.bfloat16):  # engines compute bf16 from the fp32 graph
-        judge("bf16", _torch_scores(module, scoring, spec, golden), _torch_scores(module, scoring, spec, frames))
+        judge("bf16", _torch_scores(module, scoring, golden_images), _torch_scores(module, scoring, part_images))
     return _Measured(tuple(reference.tolist()), scores, deviations, left_out)
 
 
@@ -260,20 +269,22 @@ def _golden_frames(parts: Sequence[Sample], split: Split, *, seed: int) -> list[
     return frames[:GOLDEN_FRAMES]
 
 
-def _torch_scores(
-    module: nn.Module, scoring: str, spec: PrepareSpec, frames: Sequence[NDArray[np.uint8]]
-) -> NDArray[np.float64]:
-    inputs = np.empty((len(frames), spec.channels, *spec.size), np.float32)
+def _resized(frames: Sequence[NDArray[np.uint8]], spec: PrepareSpec) -> PreparedImages:
+    images = np.empty((len(frames), spec.own_channels, *spec.size), np.uint8)
     preparer = Preparer(spec)
-    for frame, row in zip(frames, inputs, strict=True):
-        preparer(frame, row)
-    return score_inputs(module, torch.from_numpy(inputs), scoring=scoring).astype(np.float64)
+    for frame, image in zip(frames, images, strict=True):
+        preparer.resize(frame, image)
+    return PreparedImages(images, spec)
+
+
+def _torch_scores(module: nn.Module, scoring: str, images: PreparedImages) -> NDArray[np.float64]:
+    return score_images(module, images, scoring=scoring).astype(np.float64)
 
 
 @contextmanager
 def _running(
     graph: onnx.ModelProto, spec: PrepareSpec, scoring: str, folder: Path, name: str
-) -> Iterator[Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float64]]]:
+) -> Iterator[Callable[[Iterable[NDArray[np.uint8]]], NDArray[np.float64]]]:
     """Frames to scores through prepare, ONNX Runtime and the scoring rule."""
     source, built = folder / f"{name}.onnx", folder / f"{name}.built"
     onnx.save(graph, source)

@@ -7,6 +7,7 @@ installed, and each output value is read from a table indexed by the resized int
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -218,6 +219,11 @@ def prepare(frame: NDArray[np.uint8], spec: PrepareSpec, *, order: FrameOrder = 
     out = np.empty((spec.channels, *spec.size), np.float32)
     Preparer(spec)(frame, out, order=order)
     return out
+
+
+def frame_digest(frame: NDArray[np.uint8]) -> str:
+    """A short digest of a frame's shape and pixels: 16 hexadecimal digits of their SHA-256."""
+    return hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()[:16]
 
 
 def resize_weights(n_in: int, n_out: int) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:

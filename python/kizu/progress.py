@@ -14,6 +14,9 @@ from rich.progress import Progress as Bars
 class Progress(Protocol):
     """What long work reports to."""
 
+    def note(self, text: str) -> None:
+        """Something that whoever watches should know."""
+
     def reading(self, images: int) -> AbstractContextManager[Callable[[], None]]:
         """Images are being read; the callable is called once for each."""
 
@@ -22,6 +25,9 @@ class Progress(Protocol):
 
 
 class _Silent:
+    def note(self, text: str) -> None:
+        return None
+
     @contextmanager
     def reading(self, images: int) -> Iterator[Callable[[], None]]:
         yield lambda: None
@@ -42,6 +48,10 @@ class RichProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self._console.print(text, markup=False)
 
     def _bars(self) -> Bars:
         return Bars(

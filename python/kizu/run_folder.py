@@ -15,7 +15,7 @@ import torch
 
 import kizu
 from kizu.errors import TrainingError
-from kizu.settings import CHECKPOINT, SETTINGS, TrainingSettings, read_settings
+from kizu.settings import CHECKPOINT, RULES, SETTINGS, TrainingSettings, epoch_file, read_settings
 
 
 def load_file(path: Path) -> dict[str, Any]:
@@ -57,6 +57,9 @@ def holds_run(folder: Path) -> bool:
 
 def check(folder: Path, settings: TrainingSettings, resume: bool) -> None:
     """Raise TrainingError unless the folder is free, or with ``resume`` holds a run of these settings."""
+    stands = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not stands.is_dir() or not os.access(stands, os.W_OK):
+        raise TrainingError(f"{folder} cannot be the run's folder: {stands} is not a folder that can be written")
     if not resume:
         if holds_run(folder):
             raise TrainingError(f"{folder} holds a training run already; go on with --resume or name another folder")
@@ -74,9 +77,12 @@ def check(folder: Path, settings: TrainingSettings, resume: bool) -> None:
         raise TrainingError(f"{folder}: there is no {CHECKPOINT} to resume from; train without --resume")
 
 
-def claim(folder: Path, settings: TrainingSettings) -> None:
-    """Make the folder this run's own."""
-    folder.mkdir(parents=True, exist_ok=True)
+def claim(folder: Path, settings: TrainingSettings, resume: bool) -> None:
+    """Make the folder this run's own; what an earlier run without a checkpoint left there is removed."""
+    if not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        for rule in RULES:
+            epoch_file(folder, rule).unlink(missing_ok=True)
     about = {
         "settings": settings.as_dict(),
         "versions": {"kizu": kizu.__version__, "torch": str(torch.__version__), "python": platform.python_version()},

@@ -25,17 +25,15 @@ class Rule:
     Attributes:
         name: as written in a bundle.
         outputs: names of the graph's outputs it reads.
-        has_map: whether it can also give a map of residuals.
     """
 
     name: str
     outputs: tuple[str, ...]
-    has_map: bool
 
 
 RULES = {
     # minus the discriminator's logit (ALGAN 2022, equation 8 and figure 5)
-    "logit": Rule(name="logit", outputs=("logit",), has_map=False),
+    "logit": Rule(name="logit", outputs=("logit",)),
 }
 
 

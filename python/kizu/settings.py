@@ -16,6 +16,8 @@ from kizu.prepare import PrepareSpec
 if TYPE_CHECKING:
     from kizu.method import Method
 
+EpochRule = Literal["labelled", "good"]
+RULES: tuple[EpochRule, ...] = ("labelled", "good")
 SETTINGS, CHECKPOINT, LOG = "settings.json", "checkpoint.pt", "log.csv"
 
 
@@ -29,10 +31,11 @@ class TrainingSettings:
         config: settings of the method that differ from its defaults.
         size: side of the square model input in pixels.
         crop: region (left, top, right, bottom) of each frame, or None.
+        mean, std: normalisation of pixels in [0, 1], a value for each of the frame's channels; empty: to [-1, 1].
         color: "rgb", "mono", or None for the images' own.
         convert: convert images of other modes.
         skip_unreadable: leave unreadable images out instead of stopping.
-        limit: at most this many images of a kind, or None.
+        limit: at most this many good and as many anomalous images of each part of the data set, or None.
         augmentation: names of what is done to training images, or None for what the data set's paper does.
         split: a split rule of the data set, or None for its default.
         calibration: share of the good training images set aside for calibration.
@@ -49,6 +52,8 @@ class TrainingSettings:
     config: Mapping[str, Any] = field(default_factory=dict)
     size: int = 256
     crop: tuple[int, int, int, int] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     color: Literal["rgb", "mono"] | None = None
     convert: bool = False
     skip_unreadable: bool = False
@@ -64,13 +69,12 @@ class TrainingSettings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise TrainingError(f"threads is {self.threads}, but must be at least 1")
-        if self.seed < 0:
-            raise TrainingError(f"seed is {self.seed}, but must be at least 0")
+        for name, least in (("size", 1), ("epochs", 1), ("batch_size", 1), ("validate_every", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise TrainingError(f"{name} is {value!r}, but must be a whole number of at least {least}")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise TrainingError(f"threads is {self.threads!r}, but must be a whole number of at least 1")
         if self.autocast not in ("auto", "bf16", "off"):
             raise TrainingError(f"autocast is {self.autocast!r}, but must be auto, bf16 or off")
         known = [item.name for item in fields(Augmentation)]
@@ -99,7 +103,9 @@ class TrainingSettings:
     def prepare(self, dataset: Dataset) -> PrepareSpec:
         """How a frame of the data set becomes the model's input; raises TrainingError."""
         try:
-            return PrepareSpec(size=(self.size, self.size), color=dataset.color, crop=self.crop)
+            return PrepareSpec(
+                size=(self.size, self.size), color=dataset.color, crop=self.crop, mean=self.mean, std=self.std
+            )
         except FrameError as error:
             raise TrainingError(str(error)) from error
 
@@ -128,7 +134,8 @@ class TrainingSettings:
         unknown = set(values) - {item.name for item in fields(cls)}
         if unknown:
             raise TrainingError(f"unknown training settings: {', '.join(sorted(unknown))}")
-        lists = {name: tuple(values[name]) for name in ("crop", "augmentation") if values.get(name) is not None}
+        names = ("crop", "augmentation", "mean", "std")
+        lists = {name: tuple(values[name]) for name in names if values.get(name) is not None}
         return cls(**{**values, **lists})
 
 

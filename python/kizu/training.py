@@ -23,30 +23,17 @@ import torch
 from numpy.typing import NDArray
 
 from kizu import run_folder
-from kizu.data import Augmentation
+from kizu.data import Augmentation, Split
 from kizu.data.prepared import PreparedImages
 from kizu.engine import default_threads
 from kizu.errors import TrainingError
 from kizu.method import Method, TrainingState
 from kizu.progress import Progress, no_progress
 from kizu.run_folder import load_file, replace_file, save_file
-from kizu.settings import CHECKPOINT, LOG, TrainingSettings, epoch_file, read_settings
-from kizu.validation import RULES, Validation, score_inputs
+from kizu.settings import CHECKPOINT, LOG, TrainingSettings, epoch_file
+from kizu.validation import Validation
 
-__all__ = [
-    "CHECKPOINT",
-    "RULES",
-    "Outcome",
-    "Picked",
-    "TrainingSettings",
-    "epoch_file",
-    "load_file",
-    "read_settings",
-    "score_inputs",
-    "train",
-]
-
-_SAVE_EVERY = 300.0  # seconds between checkpoints within a long epoch
+_SAVE_EVERY = 300.0  # seconds after which a checkpoint is written between validations
 
 
 @dataclass(frozen=True)
@@ -104,6 +91,7 @@ def train(
     method = settings.create(spec)
     batch_size = min(settings.batch_size, len(split.train))
     method.start(batches=len(split.train) // batch_size, batch_size=batch_size)
+    progress.note(describe(split))
     threads = settings.threads or default_threads()
     with _torch_settings(threads):
         with progress.reading(len(split.train) + len(split.validation)) as step:
@@ -114,8 +102,16 @@ def train(
         run = _Run(settings, folder, method, images, names, validation, dataset.augmentation, batch_size)
         if resume:
             run.load()
-        run_folder.claim(folder, settings)
+        run_folder.claim(folder, settings, resume)
         return run.go(progress)
+
+
+def describe(split: Split) -> str:
+    """How many images each part of a split holds, and which false-reject rates its calibration allows to promise."""
+    counts = ", ".join(f"{len(getattr(split, part))} {part}" for part in ("train", "validation", "calibration", "test"))
+    parts = len({sample.group for sample in split.calibration})
+    promise = f"{parts} calibration parts allow a false-reject rate of {1 / (parts + 1):.2g} or more to be promised"
+    return f"images: {counts}; {promise if parts else 'without calibration images no threshold can be promised'}"
 
 
 class _Run:
@@ -148,6 +144,7 @@ class _Run:
         self.sums: dict[str, float] = {}  # losses of the epoch in hand
         self.picked: dict[str, Picked] = {}
         self.interrupted = False
+        self.saved = time.monotonic()
 
     def go(self, progress: Progress) -> Outcome:
         settings, state = self.settings, self.state
@@ -161,21 +158,20 @@ class _Run:
 
     def _epoch(self, report: Any) -> None:
         state = self.state
-        started = saved = time.monotonic()
+        started = time.monotonic()
         order = _rng(self.settings.seed, state.epoch).permutation(len(self.images))
         while state.batch_index < self.batches:
             if self.interrupted:
                 return
             losses = self._step(order)
             report(epoch=state.epoch, batch=state.batch_index, losses=losses)
-            if time.monotonic() - saved > _SAVE_EVERY:
+            if time.monotonic() - self.saved > _SAVE_EVERY:
                 self.save()
-                saved = time.monotonic()
         validated = state.epoch == self.settings.epochs or state.epoch % self.settings.validate_every == 0
         row: dict[str, float] = {"epoch": state.epoch}
         row |= {name: total / self.batches for name, total in self.sums.items()}
         if validated:
-            row |= {f"val_{name}": value for name, value in self._validate().items()}
+            row |= {f"val_auroc_{name}": value for name, value in self._validate().items()}
         row["seconds"] = round(time.monotonic() - started, 3)
         self.history.append(row)
         self.sums = {}
@@ -234,16 +230,25 @@ class _Run:
                 "sums": self.sums,
                 "picked": {rule: asdict(picked) for rule, picked in self.picked.items()},
                 "autocast": state.autocast,
-                "train": self.names,
+                "train": dict(zip(self.names, self.images.digests, strict=True)),
                 "digests": self.digests,
             },
             self.folder / CHECKPOINT,
         )
+        self.saved = time.monotonic()
 
     def load(self) -> None:
         """Take up the folder's checkpoint."""
         values = load_file(self.folder / CHECKPOINT)
+        missing = {"epoch", "method", "optimizers", "generator", "autocast", "digests", "train"} - set(values)
+        if missing:
+            raise TrainingError(f"{self.folder / CHECKPOINT} lacks {', '.join(sorted(missing))}; start anew")
         state = self.state
+        if values["epoch"] - 1 > self.settings.epochs:
+            raise TrainingError(
+                f"{self.folder} has {values['epoch'] - 1} epochs already; resume with at least as many, not "
+                f"{self.settings.epochs}"
+            )
         if state.autocast != values["autocast"]:
             raise TrainingError(
                 f"{self.folder} was trained with autocast {'bf16' if values['autocast'] else 'off'}, which this "

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kizu import scoring as rules
 from kizu.data import Split
@@ -19,8 +17,6 @@ from kizu.method import Method
 from kizu.metrics import auroc
 from kizu.prepare import PrepareSpec
 
-EpochRule = Literal["labelled", "good"]
-RULES: tuple[EpochRule, ...] = ("labelled", "good")
 _DEFECTS_A_PART = 4  # synthetic defects made of each good validation image
 
 
@@ -48,9 +44,8 @@ class Validation:
         pasted = np.stack([cut_paste(image, rng) for image in good.images for _ in range(_DEFECTS_A_PART)])
         sets = (good.images, anomalous.images, pasted)
         self._ends = np.cumsum([len(images) for images in sets])[:-1]
-        together = np.concatenate(sets)
-        self.digest = hashlib.sha256(together.data).hexdigest()
-        self.inputs = torch.from_numpy(PreparedImages(together, good.spec).inputs())
+        self.images = PreparedImages(np.concatenate(sets), good.spec)
+        self.digest = hashlib.sha256(self.images.images.data).hexdigest()
 
     @classmethod
     def read(
@@ -73,7 +68,7 @@ class Validation:
 
     def values(self, method: Method) -> dict[str, float]:
         """The value of each rule that the images allow, higher is better; TrainingError if a score is not finite."""
-        scores = score_inputs(method, self.inputs)
+        scores = score_images(method, self.images, scoring=method.scoring)
         if not np.isfinite(scores).all():
             raise TrainingError("scores of validation images are not finite")
         good, anomalous, pasted = np.split(scores, self._ends)
@@ -86,19 +81,19 @@ class Validation:
 
 
 @torch.no_grad()
-def score_inputs(
-    method: torch.nn.Module, inputs: Tensor, *, scoring: str | None = None, batch: int = 64
+def score_images(
+    module: torch.nn.Module, images: PreparedImages, *, scoring: str, batch: int = 64
 ) -> NDArray[np.float32]:
-    """Scores (N,) float32 of model inputs (N, C, H, W) by torch in evaluation mode.
+    """Scores (N,) float32 of images by torch in evaluation mode, by the rule called ``scoring``.
 
-    The arithmetic is float32 unless the caller is under autocast. ``scoring`` is a rule's name; None is the method's.
+    The arithmetic is float32 unless the caller is under autocast. Inputs are made a batch at a time.
     """
-    rule = scoring if scoring is not None else method.scoring
-    training = method.training
-    method.eval()
-    scores = np.empty(len(inputs), np.float32)
-    for start in range(0, len(inputs), batch):
-        outputs = {name: value.float().numpy() for name, value in method(inputs[start : start + batch]).items()}
-        rules.score(str(rule), outputs, scores[start : start + batch])
-    method.train(training)
+    training = module.training
+    module.eval()
+    scores = np.empty(len(images), np.float32)
+    for start in range(0, len(images), batch):
+        inputs = torch.from_numpy(images.inputs(start, start + batch))
+        outputs = {name: value.float().numpy() for name, value in module(inputs).items()}
+        rules.score(scoring, outputs, scores[start : start + batch])
+    module.train(training)
     return scores

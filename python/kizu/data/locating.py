@@ -8,12 +8,12 @@ from pathlib import Path
 
 from kizu.data.sources import SOURCES, Source
 from kizu.errors import DataError
+from kizu.user_cache import user_cache
 
 
 def cache_folder() -> Path:
-    """Where fetched data sets go: $XDG_CACHE_HOME/kizu/data, or ~/.cache/kizu/data."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "kizu" / "data"
+    """Where fetched data sets go: ``data`` in the user's cache of kizu."""
+    return user_cache() / "data"
 
 
 def search_folders() -> tuple[Path, ...]:

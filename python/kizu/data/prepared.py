@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from kizu.prepare import Preparer, PrepareSpec
+from kizu.errors import FrameError
+from kizu.prepare import Preparer, PrepareSpec, frame_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ class PreparedImages:
 
     images: NDArray[np.uint8]
     spec: PrepareSpec
+    digests: tuple[str, ...] = ()  # of the frames they were read from
 
     @classmethod
     def read(
@@ -41,17 +43,23 @@ class PreparedImages:
         """Read and resize all samples; raises DataError or FrameError that names the one at fault."""
         images = np.empty((len(samples), spec.own_channels, *spec.size), np.uint8)
         preparer = Preparer(spec, threads=threads)
+        digests = []
         for sample, image in zip(samples, images, strict=True):
-            preparer.resize(sample.read(), image)
+            frame = sample.read()
+            try:
+                preparer.resize(frame, image)
+            except FrameError as error:
+                raise FrameError(f"{sample.path or sample.name}: {error}") from error
+            digests.append(frame_digest(frame))
             progress()
-        return cls(images, spec)
+        return cls(images, spec, tuple(digests))
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def inputs(self) -> NDArray[np.float32]:
-        """All model inputs (N, channels, height, width), float32."""
-        return _to_inputs(self.images, self.spec)
+    def inputs(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Model inputs (N, channels, height, width), float32, of the images from ``start`` to before ``stop``."""
+        return _to_inputs(self.images[start:stop], self.spec)
 
     def batch(
         self, indices: NDArray[np.int64], augmentation: Augmentation, rng: np.random.Generator

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kizu.engine import BuildOptions, Engine, Runner, TensorSpec
+from kizu.engine import BuildOptions, Engine, Runner, TensorSpec, missing
 from kizu.errors import EngineError
 
 if TYPE_CHECKING:
@@ -29,9 +27,7 @@ class OnnxRuntime(Engine):
     @staticmethod
     def unavailable() -> str | None:
         """Why ONNX Runtime cannot be used here, or None."""
-        if importlib.util.find_spec("onnxruntime") is None:
-            return f"not installed ({OnnxRuntime.install})"
-        return None
+        return missing("onnxruntime", OnnxRuntime.install)
 
     @staticmethod
     def version() -> str:

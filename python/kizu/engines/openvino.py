@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import importlib.util
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kizu.engine import BuildOptions, Engine, Runner, TensorSpec
+from kizu.engine import BuildOptions, Engine, Runner, TensorSpec, missing
 from kizu.errors import EngineError
 
 if TYPE_CHECKING:
@@ -51,9 +50,7 @@ class OpenVino(Engine):
     @staticmethod
     def unavailable() -> str | None:
         """Why OpenVINO cannot be used here, or None."""
-        if importlib.util.find_spec("openvino") is None:
-            return f"not installed ({OpenVino.install})"
-        return None
+        return missing("openvino", OpenVino.install)
 
     @staticmethod
     def version() -> str:

@@ -14,11 +14,21 @@ from kizu.report import sections
 from kizu.report.figures import Scale
 from kizu.report.page import assemble
 
-__all__ = ["ReportError", "render_report", "write_report"]
+__all__ = ["ReportError", "render_report", "require_matplotlib", "write_report"]
 
 
 class ReportError(KizuError):
     """A report cannot be drawn or written."""
+
+
+def require_matplotlib() -> None:
+    """Raise ReportError unless matplotlib, which draws the figures, can be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ReportError(
+            'the report draws its figures with matplotlib, which is not installed: pip install "kizu[report]"'
+        ) from error
 
 
 def write_report(
@@ -93,12 +103,7 @@ def render_report(
 
     Raises ReportError if matplotlib is not installed.
     """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ReportError(
-            'the report draws its figures with matplotlib, which is not installed: pip install "kizu[report]"'
-        ) from error
+    require_matplotlib()
     scale = Scale.of(evaluation)
     pictures = {sample.name: sample for sample in samples}
     return assemble(
