@@ -1,5 +1,5 @@
 # Sourced by the commands of this folder: makes .venv with kizu installed in place, quickly where it is there already.
-# PYTHON names the interpreter to start from (python3).
+# PYTHON names the interpreter to start from (python3); KIZU_WERROR=ON turns compiler warnings into errors.
 set -euo pipefail
 called_from=$PWD
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -14,14 +14,14 @@ import sys
 sys.exit(sys.version_info < (3, 10))
 PY
   # What is compiled or decides what is installed; Python sources are used in place, under the names known then.
-  wanted=$({ "$python" -V; cat pyproject.toml CMakeLists.txt tools/constraints.txt tools/setup.sh; find csrc -type f | LC_ALL=C sort | xargs cat; find python -name '*.py' | LC_ALL=C sort; } | sha256sum)
+  wanted=$({ "$python" -V; echo "${KIZU_WERROR:-OFF}"; cat pyproject.toml CMakeLists.txt tools/constraints.txt tools/setup.sh; find csrc -type f | LC_ALL=C sort | xargs cat; find python -name '*.py' | LC_ALL=C sort; } | sha256sum)
   if [ -f "$done_file" ] && [ "$(cat "$done_file")" = "$wanted" ]; then return; fi
   echo "setting up $venv (minutes the first time)" >&2
   # An environment of another Python would be used in its place.
   if [ -x "$bin/python" ] && [ "$("$bin/python" -V)" = "$("$python" -V)" ]; then :; else "$python" -m venv --clear "$venv"; fi
   "$bin/python" -m pip install --quiet --disable-pip-version-check "scikit-build-core>=0.10" "pybind11>=2.13" cmake ninja -c tools/constraints.txt
   PATH="$bin:$PATH" "$bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-    --config-settings=cmake.define.KIZU_WERROR=ON \
+    "--config-settings=cmake.define.KIZU_WERROR=${KIZU_WERROR:-OFF}" \
     -c tools/constraints.txt --editable ".[train,cpu,onnxruntime,report,dev]"
   echo "$wanted" > "$done_file"
 }

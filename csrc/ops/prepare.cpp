@@ -17,26 +17,25 @@ ResizeAxis::ResizeAxis(int n_in, int n_out) : n_in(n_in), n_out(n_out) {
   const double scale = static_cast<double>(n_in) / n_out;
   const double support = std::max(scale, 1.0);  // of the triangle, widened by the reduction
   const double inverse = 1.0 / support;
-  stride = static_cast<int>(std::ceil(support)) * 2 + 1;
+  const auto low = [&](int i) { return std::max(static_cast<int>((i + 0.5) * scale - support + 0.5), 0); };
+  const auto high = [&](int i) { return std::min(static_cast<int>((i + 0.5) * scale + support + 0.5), n_in); };
+  for (int i = 0; i < n_out; ++i) taps = std::max(taps, high(i) - low(i));
   first.resize(n_out);
-  count.resize(n_out);
-  weights.assign(static_cast<std::size_t>(n_out) * stride, 0);
-  std::vector<double> taps(stride);
+  weights.assign(static_cast<std::size_t>(n_out) * taps, 0);
+  std::vector<double> triangle(taps);
   for (int i = 0; i < n_out; ++i) {
     const double centre = (i + 0.5) * scale;
-    const int low = std::max(static_cast<int>(centre - support + 0.5), 0);
-    const int high = std::min(static_cast<int>(centre + support + 0.5), n_in);
+    const int count = high(i) - low(i);
     double total = 0.0;
-    for (int k = 0; k < high - low; ++k) {
-      const double distance = std::abs((k + low - centre + 0.5) * inverse);
-      taps[k] = distance < 1.0 ? 1.0 - distance : 0.0;
-      total += taps[k];
+    for (int k = 0; k < count; ++k) {
+      const double distance = std::abs((k + low(i) - centre + 0.5) * inverse);
+      triangle[k] = distance < 1.0 ? 1.0 - distance : 0.0;
+      total += triangle[k];
     }
-    first[i] = low;
-    count[i] = high - low;
-    for (int k = 0; k < high - low; ++k)
-      weights[static_cast<std::size_t>(i) * stride + k] =
-          static_cast<std::int32_t>(0.5 + taps[k] / total * (1 << cpu::kPrecisionBits));
+    first[i] = std::min(low(i), n_in - taps);
+    std::int32_t* to = &weights[static_cast<std::size_t>(i) * taps + (low(i) - first[i])];
+    for (int k = 0; k < count; ++k)
+      to[k] = static_cast<std::int32_t>(0.5 + triangle[k] / total * (1 << cpu::kPrecisionBits));
   }
 }
 
@@ -112,7 +111,7 @@ Band band(const ResizeAxis& rows, int part, int parts) {
   Band b{cut(part), cut(part + 1), 0, 0};
   if (b.out_begin < b.out_end) {
     b.in_begin = rows.first[b.out_begin];
-    b.in_end = rows.first[b.out_end - 1] + rows.count[b.out_end - 1];
+    b.in_end = rows.first[b.out_end - 1] + rows.taps;
   }
   return b;
 }
@@ -158,10 +157,9 @@ void resize_block(const RowKernels& kernels, const PreparePlan& plan, const RowA
   const std::uint8_t* rows[kLanes];
   for (int r = 0; r < kLanes; ++r) rows[r] = row_at(std::min(r, lanes - 1));
   kernels.interleave(rows, columns.n_in * channels, scratch.block.data());
-  for (std::ptrdiff_t c = 0; c < channels; ++c)
-    kernels.resize_columns(scratch.block.data() + (swapped ? channels - 1 - c : c) * kLanes, static_cast<int>(channels),
-                           columns.first.data(), columns.count.data(), columns.weights.data(), columns.stride,
-                           columns.n_out, scratch.resized.data() + c * width * kLanes);
+  const auto resize_columns = channels == 1 ? kernels.resize_columns : kernels.resize_columns_of_three;
+  resize_columns(scratch.block.data(), swapped, columns.first.data(), columns.weights.data(), columns.taps,
+                 columns.n_out, scratch.resized.data());
   kernels.deinterleave(scratch.resized.data(), channels * width, resized, stride);
 }
 
@@ -178,8 +176,7 @@ void resize_part(const PreparePlan& plan, const Frame& frame, PrepareScratch::Pa
   const auto resize_row = [&](int y, const std::uint8_t* first, std::ptrdiff_t row_stride, std::ptrdiff_t n,
                               std::uint8_t* out) {
     const ResizeAxis& rows = plan.rows();
-    kernels.resize_rows(first, row_stride, rows.count[y], &rows.weights[static_cast<std::size_t>(y) * rows.stride], n,
-                        out);
+    kernels.resize_rows(first, row_stride, rows.taps, &rows.weights[static_cast<std::size_t>(y) * rows.taps], n, out);
   };
   std::uint8_t* rows = scratch.rows.data();
   if (plan.rows_first()) {

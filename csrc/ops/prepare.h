@@ -33,9 +33,9 @@ struct PrepareSpec {
 // Pillow's BILINEAR weights along one axis.
 struct ResizeAxis {
   int n_in = 0, n_out = 0;
-  int stride = 0;                     // weights stored an output
-  std::vector<int> first, count;      // of each output's inputs
-  std::vector<std::int32_t> weights;  // (n_out, stride), 22-bit fixed point
+  int taps = 0;                       // inputs of every output; weights of 0 fill up those that need fewer
+  std::vector<int> first;             // of each output's inputs
+  std::vector<std::int32_t> weights;  // (n_out, taps), 22-bit fixed point
 
   ResizeAxis() = default;
   ResizeAxis(int n_in, int n_out);

@@ -15,13 +15,16 @@ constexpr std::ptrdiff_t padded(std::ptrdiff_t n) { return (n + kLanes - 1) / kL
 struct RowKernels {
   // rows[r][i], r < kLanes, i < n  ->  block[i * kLanes + r].
   void (*interleave)(const std::uint8_t* const* rows, std::ptrdiff_t n, std::uint8_t* block);
-  // Weighted sums of the block's pixels (inputs of `pixel` bytes' distance) for n_out outputs of one channel.
-  void (*resize_columns)(const std::uint8_t* block, int pixel, const int* first, const int* count,
-                         const std::int32_t* weights, int weight_stride, int n_out, std::uint8_t* resized);
+  // The weighted sums of `taps` pixels of the block for n_out outputs of each channel, one channel after the other;
+  // with three channels, `swapped` reverses their order.
+  void (*resize_columns)(const std::uint8_t* block, bool swapped, const int* first, const std::int32_t* weights,
+                         int taps, int n_out, std::uint8_t* resized);
+  void (*resize_columns_of_three)(const std::uint8_t* block, bool swapped, const int* first,
+                                  const std::int32_t* weights, int taps, int n_out, std::uint8_t* resized);
   // resized[i * kLanes + r]  ->  rows[r * row_stride + i], i < padded(n).
   void (*deinterleave)(const std::uint8_t* resized, std::ptrdiff_t n, std::uint8_t* rows, std::ptrdiff_t row_stride);
-  // out[i] = the weighted sum of count rows, i < n.
-  void (*resize_rows)(const std::uint8_t* rows, std::ptrdiff_t row_stride, int count, const std::int32_t* weights,
+  // out[i] = the weighted sum of `taps` rows, i < n.
+  void (*resize_rows)(const std::uint8_t* rows, std::ptrdiff_t row_stride, int taps, const std::int32_t* weights,
                       std::ptrdiff_t n, std::uint8_t* out);
 };
 
