@@ -54,7 +54,7 @@ def inputs(bundle_path: Path) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def expected(trained: Trained, bundle_path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits by torch, of the network at the epoch that was exported, spectral norm not folded away."""
+    """Logits by torch, of the network at the epoch that was exported."""
     import torch
 
     from kizu.run_folder import load_file

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,7 @@ from torch import Tensor, nn
 from kizu.errors import TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from kizu.prepare import PrepareSpec
-
-
-class Config(Protocol):
-    """A frozen dataclass of a method's own settings; its defaults are the paper's."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 @dataclass
@@ -53,7 +45,7 @@ class Method(nn.Module, ABC):
 
     paper: ClassVar[str]
     scoring: ClassVar[str]
-    config_type: ClassVar[type]
+    config_type: ClassVar[type]  # a frozen dataclass; its defaults are the paper's
     config: Any
 
     @classmethod
@@ -71,9 +63,6 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def training_step(self, batch: Tensor, state: TrainingState) -> dict[str, Tensor]:
         """Take one batch (N, C, H, W) through all optimisers; return the losses by the paper's names."""
-
-    def fit_statistics(self, batches: Iterable[Tensor]) -> None:
-        """Fit what is fitted without gradients (memory banks, Gaussians)."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -53,9 +53,8 @@ def fetch(name: str, *, cache: str | os.PathLike[str] | None = None, progress: P
         progress: told about every piece that arrives.
 
     Raises:
-        DataError: unknown name, no public download, the network or the disk failed, a checksum differs, or
-        an archive holds
-            something that does not belong there. What is kept and what to do is in the message.
+        DataError: unknown name, no public download, the network or the disk failed, a checksum differs, or an archive
+            holds something that does not belong there. What is kept and what to do is in the message.
     """
     return fetch_source(source(name), cache=Path(cache) if cache is not None else cache_folder(), progress=progress)
 

@@ -193,6 +193,6 @@ def _agreed_color(name: str, readable: list[tuple[Sample, ImageFacts]], convert:
     first = {color: next(s.path for s, facts in readable if facts.color == color) for color in sorted(votes)}
     examples = [f"{votes[color]} are {color} (for example {path})" for color, path in first.items()]
     raise DataError(
-        f"{name}: the files do not agree in colour: {' and '.join(examples)}. Name one with color= and pass "
+        f"{name}: the files do not agree in colour: {' and '.join(examples)}. Name one with --color (color=) and pass "
         "--convert (convert=True) to convert the others, or leave them out with --skip-unreadable"
     )
