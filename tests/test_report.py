@@ -387,7 +387,7 @@ def test_global_matplotlib_state_is_left_alone() -> None:
 def test_written_whole_with_ordinary_permissions(tmp_path: Path) -> None:
     evaluation, pictures = make()
     path = tmp_path / "new" / "folder" / "report.html"
-    write_report(evaluation, path, bundle_info={"method": "m"}, samples=pictures, history=HISTORY, created=WHEN)
+    write_report(render(evaluation, bundle_info={"method": "m"}, samples=pictures, history=HISTORY), path)
     assert path.read_text(encoding="utf-8") == render(
         evaluation, bundle_info={"method": "m"}, samples=pictures, history=HISTORY
     )
@@ -408,7 +408,7 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
         evaluation.scores,
         evaluation.threshold,
     )
-    write_report(odd, tmp_path / "report.html", bundle_info={})
+    write_report(render(odd, bundle_info={}), tmp_path / "report.html")
     assert "caf?.png" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -425,7 +425,7 @@ def test_a_failure_while_writing_leaves_the_old_page(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("the old page")
     with pytest.raises(ReportError, match=r"report.html: the report cannot be written: No space left"):
-        write_report(make()[0], path, bundle_info={})
+        write_report(render(make()[0], bundle_info={}), path)
     assert path.read_text() == "the old page"
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
 
@@ -438,7 +438,7 @@ def test_a_failure_while_drawing_leaves_the_old_page(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("the old page")
     with pytest.raises(RuntimeError, match="broken"):
-        write_report(make()[0], path, bundle_info=Broken(a=1))
+        write_report(render(make()[0], bundle_info=Broken(a=1)), path)
     assert path.read_text() == "the old page"
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
 
@@ -446,7 +446,7 @@ def test_a_failure_while_drawing_leaves_the_old_page(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ReportError, match="cannot be written"):
-        write_report(make()[0], tmp_path / "file" / "report.html", bundle_info={})
+        write_report(render(make()[0], bundle_info={}), tmp_path / "file" / "report.html")
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,5 +454,5 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(KizuError, match=r'pip install "kizu\[report\]"'):
-        write_report(make()[0], tmp_path / "report.html", bundle_info={})
+        write_report(render(make()[0], bundle_info={}), tmp_path / "report.html")
     assert not list(tmp_path.iterdir())

@@ -206,7 +206,7 @@ def score(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """``kizu evaluate``."""
     from kizu.evaluate import evaluate as run
-    from kizu.report import require_matplotlib, write_report
+    from kizu.report import render_report, require_matplotlib, write_report
     from kizu.settings import TrainingSettings
 
     if options.report is not None:
@@ -229,9 +229,8 @@ def evaluate(options: argparse.Namespace) -> int:
             _print_evaluation(found, data, detector)
         if options.report is not None:
             training = manifest.training
-            write_report(
+            page = render_report(
                 found,
-                options.report,
                 bundle_info=_about(manifest) | {"evaluated_on": f"{data} ({len(samples)})"},
                 runtime_info={
                     "machine": kizu.engine.processor(),
@@ -244,6 +243,7 @@ def evaluate(options: argparse.Namespace) -> int:
                 samples=samples,
                 title=Path(options.bundle).stem,
             )
+            write_report(page, options.report)
             err.print(f"report: {escape(str(options.report))}")
     return 0
 

@@ -31,38 +31,13 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def write_report(
-    evaluation: Evaluation,
-    path: str | os.PathLike[str],
-    *,
-    bundle_info: Mapping[str, object],
-    runtime_info: Mapping[str, object] | None = None,
-    history: Sequence[Mapping[str, object]] | None = None,
-    chosen_epoch: int | None = None,
-    samples: Iterable[SampleLike] = (),
-    examples: int = 8,
-    thumbnail: int = 176,
-    title: str = "Evaluation",
-    created: datetime | None = None,
-) -> None:
-    """Writes the page of ``render_report`` (same arguments) to ``path``, all of it or nothing.
+def write_report(page: str, path: str | os.PathLike[str]) -> None:
+    """Write the page of ``render_report`` to ``path``, all of it or nothing.
 
     Folders on the way are made. A page that stands there is replaced only once the new one is complete.
 
-    Raises ReportError if matplotlib is not installed or the file cannot be written.
+    Raises ReportError if the file cannot be written.
     """
-    page = render_report(
-        evaluation,
-        bundle_info=bundle_info,
-        runtime_info=runtime_info,
-        history=history,
-        chosen_epoch=chosen_epoch,
-        samples=samples,
-        examples=examples,
-        thumbnail=thumbnail,
-        title=title,
-        created=created,
-    )
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
