@@ -382,3 +382,14 @@ def test_the_cache_of_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("KIZU_CACHE", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
     assert default_cache().is_relative_to(tempfile.gettempdir())
+
+
+def test_a_precision_without_a_tolerance_is_not_to_be_had(bundle_path: Path, tmp_path: Path) -> None:
+    def forget(manifest: dict[str, Any]) -> None:
+        del manifest["golden"]["tolerances"]["int8"]
+
+    target = rewrite_bundle(bundle_path, tmp_path / "part.kizu", edit=forget)
+    with kizu.load(target, engine="onnxruntime", threads=1, cache=tmp_path / "cache") as detector:
+        assert detector.precision != "int8"
+    with pytest.raises(EngineError, match="'int8' is not to be had"):
+        kizu.load(target, engine="onnxruntime", precision="int8", threads=1, cache=tmp_path / "cache")

@@ -559,3 +559,9 @@ def test_a_result_can_be_kept_copied_and_sent(detector: Detector, frames: list[N
         assert twin.timing.engine == result.timing.engine
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.score = 0.0  # type: ignore[misc]
+
+
+def test_a_warm_up_without_pixels_or_frames_is_refused(detector: Detector) -> None:
+    for arguments in ({"frame_shape": (0, 5)}, {"frame_shape": (-1, 5)}, {"batch": 0}):
+        with pytest.raises(FrameError, match="must be at least 1"):
+            detector.warm_up(**arguments)

@@ -526,3 +526,17 @@ def test_what_cannot_be_exported_is_refused_at_once(run: Path, tmp_path: Path) -
     with pytest.raises(TrainingError, match=r"checkpoint\.pt.*no such file"):
         export(tmp_path / "begun", tmp_path / "part.kizu")
     assert json.loads((tmp_path / "begun" / "settings.json").read_text())["settings"]["size"] == 32
+
+
+def test_pixels_changed_after_the_training_are_noticed(tmp_path: Path) -> None:
+    data = make_parts(tmp_path / "data", color=False, good=20, bad=0)
+    settings = tiny(data, epochs=1)
+    train(settings, tmp_path / "run")
+    changed = settings.divide(settings.dataset()).train[0].path
+    assert changed is not None
+    pixels = np.array(Image.open(changed))
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(changed)
+    with pytest.raises(TrainingError, match="not those of the training"):
+        export(tmp_path / "run", tmp_path / "part.kizu", false_reject=0.4)
+    assert not (tmp_path / "part.kizu").exists()

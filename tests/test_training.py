@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -683,3 +685,43 @@ def test_fewer_images_than_a_batch_make_one_batch(mono_data: Path, tmp_path: Pat
     assert outcome.finished
     images = len(tiny(mono_data).divide(open_dataset(mono_data)).train)
     assert load_file(tmp_path / "run" / CHECKPOINT)["method"]["z_d"].shape == (1, images, 8)
+
+
+def test_what_a_run_without_a_checkpoint_left_is_removed(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for rule in RULES:
+        epoch_file(run, rule).write_bytes(b"of another run")
+    train(tiny(data, epochs=1, validate_every=2), run)  # its last epoch is validated and picked anew
+    assert {rule for rule in RULES if load_file(epoch_file(run, rule))["epoch"] == 1} == set(RULES)
+    (run / CHECKPOINT).unlink()
+    run_folder.claim(run, tiny(data), resume=False)
+    assert not [rule for rule in RULES if epoch_file(run, rule).exists()]
+
+
+def test_resuming_to_fewer_epochs_is_refused(data: Path, unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path / "run")
+    with pytest.raises(TrainingError, match="has 4 epochs already"):
+        train(tiny(data, epochs=2), tmp_path / "run", resume=True)
+    assert run_differences(unbroken, tmp_path / "run") == []
+
+
+def test_a_checkpoint_is_written_between_validations(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[tuple[int, int]] = []
+
+    def see(epoch: int, batch: int, values: Any) -> None:
+        path = tmp_path / "run" / CHECKPOINT
+        if path.exists():
+            held = load_file(path)
+            places.append((held["epoch"], held["batch_index"]))
+
+    # A batch takes so long that one epoch stays below the 300 s between checkpoints and two do not.
+    settings = tiny(data, epochs=4, validate_every=100)
+    batches = len(settings.divide(settings.dataset()).train) // settings.batch_size
+    clock = itertools.count(0.0, 250 / (batches + 2))
+    monkeypatch.setattr("kizu.training.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    train(settings, tmp_path / "run", progress=Watch(see))
+    assert places
+    assert places[0][0] in (2, 3)

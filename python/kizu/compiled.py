@@ -96,8 +96,10 @@ def compiled(
         EngineError: the precision is unknown, unsupported here or refused (with the figures); with "auto", no
             precision passed.
     """
-    graphs = bundle.manifest.graphs
-    can = [p for p, variant in engine.variants.items() if variant in graphs]
+    manifest = bundle.manifest
+    can = [
+        p for p, variant in engine.variants.items() if variant in manifest.graphs and p in manifest.golden.tolerances
+    ]
     if precision != "auto":
         if precision not in can:
             raise EngineError(
@@ -199,17 +201,16 @@ def _compile(bundle: Bundle, engine: type[Engine], options: BuildOptions, work: 
     engine.build(graph, built, options)
     graph.unlink()
     manifest = bundle.manifest
-    pipeline = Pipeline(
-        engine(built, options), manifest.prepare, manifest.scoring, threads=options.threads, max_batch=options.max_batch
-    )
     scores, seconds = [], []
-    try:
+    with engine(built, options) as loaded:
+        pipeline = Pipeline(
+            loaded, manifest.prepare, manifest.scoring, threads=options.threads, max_batch=options.max_batch
+        )
         for frame in bundle.golden_frames():
             for _ in range(2):  # a frame of a new size pays for its weights; the second run is the line's
                 score, timing = pipeline.run([frame])
             scores.append(float(score[0]))
             seconds.append(sum(timing))
-    finally:
         pipeline.close()
     golden, unit = manifest.golden, manifest.calibration.deviation()
     difference = float(np.max(np.abs(np.array(scores) - np.array(golden.scores))))  # NaN stays NaN
