@@ -72,8 +72,11 @@ def run() -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(run: Path) -> Path:
-    """The run's bundle."""
-    path = run.parent / "algan.kizu"
+    """The run's bundle, made anew when what writes it or its manifest has changed."""
+    code = hashlib.sha256()
+    for name in ("prepare", "bundle", "export"):
+        code.update((ROOT / "python" / "kizu" / f"{name}.py").read_bytes())
+    path = run.parent / f"algan-{code.hexdigest()[:16]}.kizu"
     if not path.exists():
         export(run, path, rule="good")
     return path

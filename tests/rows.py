@@ -5,14 +5,14 @@ Something new gets its row here and with it the tests that run over all rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kizu import prepare
+from kizu import heat_map, heat_map_reference, prepare, prepare_reference, scoring, scoring_reference
 
 # How far a precision's score may lie from torch's, in standard deviations of the good calibration scores.
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.25}
@@ -31,12 +31,13 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class OpRow:
-    """An op: what kizu runs, its NumPy twin, and how far the two may differ (0: the same bits)."""
+    """An op: what kizu runs, its NumPy twin, how far the two may differ (0: the same bits), and what it takes."""
 
     name: str
     run: Callable[..., NDArray[Any]]
     reference: Callable[..., NDArray[Any]]
     tolerance: float
+    takes: str = "frames"
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,31 @@ class EngineRow:
 
 
 def _resize(
-    frame: NDArray[np.uint8], spec: prepare.PrepareSpec, *, order: prepare.FrameOrder = "rgb"
-) -> NDArray[np.uint8]:
-    out = np.empty((spec.own_channels, *spec.size), np.uint8)
-    prepare.Preparer(spec).resize(frame, out, order=order)
+    frames: prepare.Frames,
+    spec: prepare.PrepareSpec,
+    *,
+    pixel_format: str | None = None,
+    boxes: Sequence[prepare.Box] | None = None,
+) -> prepare.Frame:
+    shape = prepare.output_shape(frames, spec, pixel_format=pixel_format, boxes=boxes, resized=True)
+    out: prepare.Frame = np.empty(shape, spec.dtype)
+    prepare.Preparer(spec, pixel_format=pixel_format).resize(frames, out, boxes=boxes)
     return out
+
+
+def _score(rule: str, tensors: Mapping[str, NDArray[Any]], *, threads: int = 1, **options: Any) -> NDArray[np.float32]:
+    scores = np.full(len(tensors["logit"]) // options.get("views", 1), 7, np.float32)
+    scoring.Scorer(rule, threads=threads, **options)(tensors, scores)
+    return scores
+
+
+def _map(
+    x: NDArray[Any], x_hat: NDArray[Any], *, rule: str = "residual_logit", threads: int = 1
+) -> NDArray[np.float32]:
+    tensors = {"x": x, "x_hat": x_hat, "f": x, "f_hat": x_hat, "logit": np.zeros(len(x), x.dtype)}
+    maps = np.full((len(x), *x.shape[2:]), 7, np.float32)
+    scoring.Scorer(rule, threads=threads)(tensors, np.empty(len(x), np.float32), maps)
+    return maps
 
 
 METHODS = (
@@ -67,8 +88,11 @@ METHODS = (
 )
 
 OPS = (
-    OpRow("prepare", prepare.prepare, prepare.prepare_reference, 0.0),
-    OpRow("resize", _resize, prepare.resize_reference, 0.0),
+    OpRow("prepare", prepare.prepare, prepare_reference.prepare_reference, 0.0),
+    OpRow("resize", _resize, prepare_reference.resize_reference, 0.0),
+    OpRow("score", _score, scoring_reference.score_reference, 0.0, takes="tensors"),
+    OpRow("map", _map, scoring_reference.map_reference, 0.0, takes="images"),
+    OpRow("smooth_map", heat_map.smooth_map, heat_map_reference.smooth_map_reference, 0.0, takes="map"),
 )
 
 ENGINES = (

@@ -27,7 +27,8 @@ from helpers import Trained, part, python_output, read_bundle, rewrite_bundle
 from kizu import Bundle, Detector, EngineError, FrameError, KizuError, Result, ScoreError
 from kizu.engine import TensorSpec, engines
 from kizu.pipeline import Pipeline, Timing
-from kizu.prepare import prepare_reference
+from kizu.pixel_format import PixelFormat
+from kizu.prepare_reference import prepare_reference
 from rows import METHODS, TOLERANCES
 
 Frames = list[NDArray[np.uint8]]
@@ -139,7 +140,9 @@ def test_a_batch_gives_what_single_frames_give(detector: Detector, frames: Frame
 
 
 def test_bgr_frames_are_read_as_such(detector: Detector, bundle_path: Path, engine_cache: Path, frames: Frames) -> None:
-    with kizu.load(bundle_path, precision="fp32", order="bgr", threads=2, max_batch=4, cache=engine_cache) as bgr:
+    with kizu.load(
+        bundle_path, precision="fp32", pixel_format="BGR8", threads=2, max_batch=4, cache=engine_cache
+    ) as bgr:
         for frame in frames[:5]:
             turned = np.ascontiguousarray(frame[:, :, ::-1])
             assert bgr.score(turned).score == bgr.score(frame[:, :, ::-1]).score == detector.score(frame).score
@@ -189,7 +192,8 @@ def test_a_mono_model_takes_two_axes_or_three(mono_bundle_path: Path, engine_cac
         ({"threads": 1.5}, EngineError, "threads is 1.5"),
         ({"threads": True}, EngineError, "threads is True"),
         ({"max_batch": 0}, EngineError, "max_batch is 0"),
-        ({"order": "gbr"}, FrameError, "order is 'gbr', but must be 'rgb' or 'bgr'"),
+        ({"pixel_format": "GBR8"}, FrameError, "pixel_format is 'GBR8', but must be one of Mono8, "),
+        ({"pixel_format": "Mono8"}, FrameError, "pixel_format is Mono8, but the model was trained on 8-bit rgb frames"),
         ({"nonfinite": "pass"}, ScoreError, "nonfinite is 'pass', but must be 'error' or 'reject'"),
         ({"engine": "onyx"}, EngineError, "no engine is called 'onyx'"),
         ({"precision": "fp8"}, EngineError, "choose from: auto, fp32"),
@@ -255,7 +259,7 @@ def stub_detector(bundle_path: Path, value: float, nonfinite: Literal["error", "
         precision="fp32",
         threads=1,
         threshold=0.0,
-        order="rgb",
+        pixel_format=PixelFormat.parse("RGB8"),
         nonfinite=nonfinite,
     )
 
@@ -523,7 +527,7 @@ def test_prepare_writes_into_what_the_engine_reads(detector: Detector, frames: F
     first, second = (detector.score(frame).score for frame in frames[:2])
     assert first != second
     spec = detector.bundle.manifest.prepare
-    runner, outputs, _ = pipeline._bound[1]
+    runner, outputs = pipeline._bound[1]
     np.testing.assert_array_equal(pipeline._input[0], prepare_reference(frames[1], spec))
     pipeline._input[0] = prepare_reference(frames[0], spec)  # behind the pipeline's back
     runner.run()

@@ -30,7 +30,7 @@ from helpers import (
 from kizu import Bundle, EngineError
 from kizu.engine import BuildOptions, Engine, choose, engines
 from kizu.method import available, get
-from kizu.prepare import prepare_reference
+from kizu.prepare_reference import prepare_reference
 from rows import ENGINES, METHODS, TOLERANCES, EngineRow
 
 BY_NAME = {row.name: row for row in ENGINES}

@@ -227,9 +227,10 @@ def test_a_second_ctrl_c_stops_at_once_and_a_checkpoint_stays(data: Path, tmp_pa
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)  # of a background job it is to ignore it
     with pytest.raises(KeyboardInterrupt):
         train(tiny(data), tmp_path / "run", progress=Watch(see))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert load_file(tmp_path / "run" / CHECKPOINT)["epoch"] == 3
 
 
@@ -492,7 +493,9 @@ def test_training_inputs_have_the_bits_of_prepare(
     indices = np.array([5, 0, 11, 5])
     assert images.batch(indices, PLAIN, np.random.default_rng(0)).tobytes() == expected[indices].tobytes()
     if color == "rgb":  # a camera that delivers BGR
-        other = np.stack([prepare(np.ascontiguousarray(s.read()[:, :, ::-1]), spec, order="bgr") for s in samples])
+        other = np.stack(
+            [prepare(np.ascontiguousarray(s.read()[:, :, ::-1]), spec, pixel_format="BGR8") for s in samples]
+        )
         assert images.inputs().tobytes() == other.tobytes()
 
 
@@ -621,6 +624,7 @@ class Spread(torch.nn.Module):
     """A stand-in for a method: the wider an image's range, the more anomalous."""
 
     scoring = "logit"
+    weight = 0.0
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"logit": -(x.amax((1, 2, 3)) - x.amin((1, 2, 3)))}

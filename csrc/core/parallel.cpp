@@ -1,6 +1,7 @@
 #include "core/parallel.h"
 
 #include "core/check.h"
+#include "core/denormals.h"
 
 namespace kizu {
 
@@ -24,6 +25,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run_parts(Job job, const void* context) {
+  const KeepDenormals keep;
   if (workers_.empty()) return job(context, 0);
   // All parts of the job before are done, so nobody reads these.
   job_ = job;
@@ -50,6 +52,7 @@ void ThreadPool::take_parts() {
 }
 
 void ThreadPool::work() {
+  const KeepDenormals keep;  // a thread begins in the mode of the one that made it
   for (std::uint32_t seen = 0;;) {
     round_.wait(seen, std::memory_order_acquire);
     seen = round_.load(std::memory_order_acquire);

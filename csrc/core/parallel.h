@@ -19,8 +19,8 @@ class ThreadPool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(part) once for each part in [0, threads()) and returns when all are done. The caller takes parts too,
-  // so a worker that the system wakes late delays nothing. The body must not throw. One caller at a time. Allocates
-  // nothing.
+  // so a worker that the system wakes late delays nothing. Subnormal numbers are kept. The body must not throw. One
+  // caller at a time. Allocates nothing.
   template <typename Body>
   void run(const Body& body) {
     run_parts([](const void* context, int part) { (*static_cast<const Body*>(context))(part); }, &body);

@@ -124,6 +124,7 @@ class Manifest:
         golden: what engines must reproduce.
         training: provenance: data set, split, seed, epoch and the rule that picked it, history, versions.
         seen: digests of the frames that training, validation and calibration used; see ``prepare.frame_digest``.
+        weight: the scoring rule's lambda, from 0 to 1; 0 for rules that weigh nothing.
         members: name -> size and digest; filled in by ``write``.
     """
 
@@ -136,6 +137,7 @@ class Manifest:
     golden: Golden
     training: Mapping[str, Any]
     seen: tuple[str, ...]
+    weight: float = 0.0
     members: Mapping[str, Member] = field(default_factory=dict)
 
 
@@ -360,6 +362,8 @@ def _read_manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
                 f"{path}: {MANIFEST} allows {precision} to be off by {tolerance:g} standard deviations, but an engine "
                 "proves nothing beyond " + ", ".join(f"{name} {most:g}" for name, most in TOLERANCES.items())
             )
+    if not 0 <= manifest.weight <= 1:
+        raise BundleError(f"{path}: {MANIFEST} weighs by {manifest.weight:g}, but the weight must lie in [0, 1]")
     if not manifest.calibration.scores.get("fp32"):
         raise BundleError(f"{path}: {MANIFEST} has no calibration scores in fp32, the unit of the tolerances")
     return manifest

@@ -140,7 +140,7 @@ def _key(bundle: Bundle, engine: type[Engine], options: BuildOptions) -> str:
         "options": asdict(options),
         "graph": manifest.members[manifest.graphs[engine.variants[options.precision]]].sha256,
         "prepare": manifest.prepare.as_dict(),
-        "scoring": manifest.scoring,
+        "scoring": [manifest.scoring, manifest.weight],
         "golden": [
             [manifest.members[m].sha256 for m in manifest.golden.members],
             manifest.golden.scores,
@@ -204,11 +204,16 @@ def _compile(bundle: Bundle, engine: type[Engine], options: BuildOptions, work: 
     scores, seconds = [], []
     with engine(built, options) as loaded:
         pipeline = Pipeline(
-            loaded, manifest.prepare, manifest.scoring, threads=options.threads, max_batch=options.max_batch
+            loaded,
+            manifest.prepare,
+            manifest.scoring,
+            threads=options.threads,
+            weight=manifest.weight,
         )
         for frame in bundle.golden_frames():
+            whole = [(0, 0, frame.shape[1], frame.shape[0])] if manifest.prepare.boxes else None
             for _ in range(2):  # a frame of a new size pays for its weights; the second run is the line's
-                score, timing = pipeline.run([frame])
+                score, timing = pipeline.run([frame], boxes=whole)
             scores.append(float(score[0]))
             seconds.append(sum(timing))
         pipeline.close()

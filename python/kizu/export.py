@@ -37,6 +37,7 @@ from kizu.variants import ExportError
 GOLDEN_FRAMES = 32
 _RANGE_IMAGES = 64  # good images that set the int8 ranges
 Note = Callable[[str], None]
+Scoring = tuple[str, float]  # rule and lambda
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def export(
     graphs, unfit = _graphs(module, spec, split)
     golden = _golden_frames(parts, split, seed=settings.seed)
     note(f"scoring {len(parts)} calibration images and {len(golden)} golden frames in each precision")
-    found = _measure(graphs, module, method.scoring, spec, golden, parts)
+    found = _measure(graphs, module, (method.scoring, method.weight), spec, golden, parts)
     left_out = {**unfit, **found.left_out}
     graphs = {name: graph for name, graph in graphs.items() if name in found.scores}
 
@@ -124,6 +125,7 @@ def export(
         method=bundle.MethodInfo(settings.method, method.paper, asdict(method.config)),
         prepare=spec,
         scoring=method.scoring,
+        weight=method.weight,
         graphs={name: f"graphs/{name}.onnx" for name in graphs},
         calibration=bundle.Calibration(found.scores, len(split.calibration)),
         threshold=(
@@ -171,7 +173,7 @@ class _Measured:
 def _measure(
     graphs: Mapping[str, onnx.ModelProto],
     module: nn.Module,
-    scoring: str,
+    scoring: Scoring,
     spec: PrepareSpec,
     golden: Sequence[NDArray[np.uint8]],
     parts: Sequence[Sample],
@@ -277,20 +279,22 @@ def _resized(frames: Sequence[NDArray[np.uint8]], spec: PrepareSpec) -> Prepared
     return PreparedImages(images, spec)
 
 
-def _torch_scores(module: nn.Module, scoring: str, images: PreparedImages) -> NDArray[np.float64]:
-    return score_images(module, images, scoring=scoring).astype(np.float64)
+def _torch_scores(module: nn.Module, scoring: Scoring, images: PreparedImages) -> NDArray[np.float64]:
+    rule, weight = scoring
+    return score_images(module, images, scoring=rule, weight=weight).astype(np.float64)
 
 
 @contextmanager
 def _running(
-    graph: onnx.ModelProto, spec: PrepareSpec, scoring: str, folder: Path, name: str
+    graph: onnx.ModelProto, spec: PrepareSpec, scoring: Scoring, folder: Path, name: str
 ) -> Iterator[Callable[[Iterable[NDArray[np.uint8]]], NDArray[np.float64]]]:
     """Frames to scores through prepare, ONNX Runtime and the scoring rule."""
     source, built = folder / f"{name}.onnx", folder / f"{name}.built"
     onnx.save(graph, source)
     options = BuildOptions(name)
     OnnxRuntime.build(source, built, options)
-    pipeline = Pipeline(OnnxRuntime(built, options), spec, scoring, threads=1)
+    rule, weight = scoring
+    pipeline = Pipeline(OnnxRuntime(built, options), spec, rule, threads=1, weight=weight)
     try:
         yield lambda frames: np.array([float(pipeline.run([frame])[0][0]) for frame in frames])
     finally:

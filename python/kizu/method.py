@@ -45,6 +45,7 @@ class Method(nn.Module, ABC):
 
     paper: ClassVar[str]
     scoring: ClassVar[str]
+    weight: float = 0.0  # lambda of the rules that have one, from 0 to 1
     config_type: ClassVar[type]  # a frozen dataclass; its defaults are the paper's
     config: Any
 

@@ -68,7 +68,7 @@ class Validation:
 
     def values(self, method: Method) -> dict[str, float]:
         """The value of each rule that the images allow, higher is better; TrainingError if a score is not finite."""
-        scores = score_images(method, self.images, scoring=method.scoring)
+        scores = score_images(method, self.images, scoring=method.scoring, weight=method.weight)
         if not np.isfinite(scores).all():
             raise TrainingError("scores of validation images are not finite")
         good, anomalous, pasted = np.split(scores, self._ends)
@@ -82,18 +82,20 @@ class Validation:
 
 @torch.no_grad()
 def score_images(
-    module: torch.nn.Module, images: PreparedImages, *, scoring: str, batch: int = 64
+    module: torch.nn.Module, images: PreparedImages, *, scoring: str, weight: float = 0.0, batch: int = 64
 ) -> NDArray[np.float32]:
-    """Scores (N,) float32 of images by torch in evaluation mode, by the rule called ``scoring``.
+    """Scores (N,) float32 of images by torch in evaluation mode, by the rule called ``scoring`` and its lambda.
 
     The arithmetic is float32 unless the caller is under autocast. Inputs are made a batch at a time.
     """
     training = module.training
     module.eval()
     scores = np.empty(len(images), np.float32)
+    scorer = rules.Scorer(scoring, weight=weight)
     for start in range(0, len(images), batch):
-        inputs = torch.from_numpy(images.inputs(start, start + batch))
-        outputs = {name: value.float().numpy() for name, value in module(inputs).items()}
-        rules.score(scoring, outputs, scores[start : start + batch])
+        x = images.inputs(start, start + batch)
+        outputs = module(torch.from_numpy(x))
+        tensors = {name: np.ascontiguousarray(value.float().numpy()) for name, value in outputs.items()}
+        scorer({**tensors, "x": x}, scores[start : start + batch])
     module.train(training)
     return scores

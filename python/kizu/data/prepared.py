@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,7 +69,7 @@ class PreparedImages:
 
 
 def _to_inputs(images: NDArray[np.uint8], spec: PrepareSpec) -> NDArray[np.float32]:
-    resized = PrepareSpec(size=spec.size, color=spec.color, pool=spec.pool, mean=spec.mean, std=spec.std)
+    resized = replace(spec, crop=None, tiles=None, boxes=False, resize=None, rotations=1)
     preparer = Preparer(resized)
     out = np.empty((len(images), spec.channels, *spec.size), np.float32)
     for image, row in zip(images, out, strict=True):
