@@ -1,0 +1,48 @@
+// What every kernel is written with: shared memory is declared and kernels are launched through this header alone, so
+// that the same source also runs on a CPU (tests/cuda_on_cpu).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <utility>
+
+#include "core/cuda_check.h"
+
+// KIZU_SHARED(float, tile, [32][33]): a shared variable of a kernel, aligned to 16 bytes.
+// KIZU_DYNAMIC_SHARED(float, values): a pointer to the shared memory that the launch asked for, aligned likewise.
+#ifndef KIZU_SHARED  // the emulator has its own
+#define KIZU_SHARED(type, name, ...) __shared__ __align__(16) type name __VA_ARGS__
+#define KIZU_DYNAMIC_SHARED(type, name)                                \
+  extern __shared__ __align__(16) unsigned char kizu_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(kizu_dynamic_shared)
+#endif
+
+namespace kizu::cuda {
+
+// A grid's size, from an integer or a dim3, and where the launch stands in the source.
+struct GridSize {
+  template <typename Size>
+  GridSize(Size size, const char* from_file = __builtin_FILE(), int from_line = __builtin_LINE())  // NOLINT: implicit
+      : blocks(size), file(from_file), line(from_line) {}
+
+  dim3 blocks;
+  const char* file;
+  int line;
+};
+
+// Puts a grid on a stream. `shared_bytes` is the dynamic shared memory of a block; more than 48 KiB needs
+// cudaFuncSetAttribute first. Throws std::runtime_error if CUDA refuses the launch.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), GridSize grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
+            Arguments&&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid.blocks;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check_call(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "kernel launch", grid.file,
+             grid.line);
+}
+
+}  // namespace kizu::cuda
