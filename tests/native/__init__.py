@@ -1,0 +1,1 @@
+"""The native operations' cases, for C++: see cases.py and CMakeLists.txt."""
