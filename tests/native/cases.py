@@ -114,6 +114,8 @@ ROWS = (
     Row("to_one_pixel", (50, 30), (1, 1)),
     Row("very_large_reduction", (700, 1500), (2, 3), format="Mono8", resize=True),
     Row("very_large_reduction_of_colours", (1100, 260), (5, 2)),
+    Row("very_large_reduction_of_tiles", (60, 3100), (1, 1), format="Mono8", frames=2, spec={"tiles": Tiles(1, 2)}),
+    Row("very_large_reduction_of_tall_tiles", (1600, 40), (1, 1), frames=2, spec={"tiles": Tiles(2, 1)}),
     Row("white", (40, 50), (23, 19), white=True),
     Row("white_16", (40, 50), (23, 19), format="RGB16", white=True),
     *(Row(f"width_{width}", (30, 47), (9, width)) for width in (1, 3, 4, 8, 15, 16, 31, 32, 33, 65)),
@@ -127,6 +129,7 @@ ROWS = (
     Row("no_lines_float16", (40, 50), (23, 19), types=(np.float16,), lines="no"),
     # formats
     Row("bgr", (50, 61), (24, 37), format="BGR8", resize=True),
+    Row("bgr_rows_first", (150, 40), (20, 37), format="BGR8", resize=True),
     Row("mono", (50, 61), (70, 45), format="Mono8", resize=True),
     Row("mono_rows_first", (150, 31), (20, 37), format="Mono8"),
     Row("RGB10", (33, 52), (21, 23), format="RGB10", resize=True),
