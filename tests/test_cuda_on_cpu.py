@@ -6,13 +6,10 @@ import ctypes
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,63 +17,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[1]
-PLANTED = ROOT / "tests" / "cuda_on_cpu" / "planted"
-TRANSLATOR = ROOT / "tests" / "cuda_on_cpu" / "ptx" / "translate.py"
-BUILDS = ROOT / "build" / "cuda_on_cpu"
+from planted import MISUSE, PLANTED, RACE, ROOT, SANITIZERS, build, environment, run, tool, variant
 
-SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
+TRANSLATOR = ROOT / "tests" / "cuda_on_cpu" / "ptx" / "translate.py"
+
 ROUTES = ("emulated", "translated")
 ORDERS = ("forward", "reverse", "random")
-MISUSE = 86  # the emulator's exit status
-RACE = 66
 WORDS = 1 << 15
-
-
-def tool(name: str) -> str:
-    """The path of a program that these tests need; without it they fail."""
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
-    if not found:
-        pytest.fail(f"{name} is not installed, and the CUDA emulator's tests need it")
-    return found
-
-
-def build(name: str, *options: str) -> Path:
-    """Configures and builds the planted programs; a second time only what has changed."""
-    folder = BUILDS / name
-    configure = [tool("cmake"), "-S", str(PLANTED), "-B", str(folder), "-G", "Ninja", *options]
-    configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}"]
-    for command in (configure, [tool("cmake"), "--build", str(folder), "--parallel", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            pytest.fail(f"{' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-6000:]}")
-    return folder
-
-
-@cache
-def variant(name: str) -> Path:
-    """The programs, instrumented by a sanitizer or plain."""
-    compiler, nvcc = tool("g++"), tool("nvcc")
-    return build(
-        name,
-        f"-DCMAKE_CXX_COMPILER={compiler}",
-        f"-DCUDA_ON_CPU_NVCC={nvcc}",
-        f"-DPLANTED_SANITIZE={SANITIZERS[name]}",
-    )
-
-
-def environment(order: str, seed: int = 1) -> dict[str, str]:
-    return os.environ | {
-        "CUDA_ON_CPU_ORDER": order,
-        "CUDA_ON_CPU_SEED": str(seed),
-        "TSAN_OPTIONS": f"halt_on_error=1:exitcode={RACE}:atexit_sleep_ms=0",
-        "ASAN_OPTIONS": "detect_leaks=0",
-    }
-
-
-def run(command: list[str | Path], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], env=env, capture_output=True, text=True, timeout=120)
 
 
 # What the samples must give
@@ -200,6 +147,39 @@ def numbers(words: NDArray[np.uint32]) -> dict[int, NDArray[Any]]:
     return columns
 
 
+# Of graphs: 333 words of the input, from where each sample begins.
+
+
+def window(words: NDArray[np.uint32], start: int) -> NDArray[np.uint32]:
+    return words[start : start + 333]
+
+
+def replay(words: NDArray[np.uint32]) -> NDArray[Any]:
+    frames = np.concatenate([window(words, 11 * frame) for frame in range(20)])
+    staged = (frames * np.uint32(3) + np.uint32(1)) ^ np.uint32(0x5A5A5A5A)
+    return np.asarray(staged * np.uint32(5) + np.uint32(7))
+
+
+def fork_join(words: NDArray[np.uint32]) -> NDArray[Any]:
+    x = window(words, 400)
+    right = (x * np.uint32(17) + np.uint32(2)) * np.uint32(19) + np.uint32(3)
+    return np.asarray(x * np.uint32(13) + np.uint32(1) + right)
+
+
+def update(words: NDArray[np.uint32]) -> NDArray[Any]:
+    x = window(words, 800)
+    after = np.where(np.arange(333) < 2 * 128, x * np.uint32(9) + np.uint32(5), np.uint32(0))
+    return np.concatenate([x * np.uint32(2) + np.uint32(5), after])
+
+
+def two_graphs(words: NDArray[np.uint32]) -> NDArray[Any]:
+    a, b = window(words, 1200), window(words, 1600)
+    for _ in range(4):
+        a = (a * np.uint32(3) + np.uint32(1)) * np.uint32(5) + np.uint32(2)
+        b = (b * np.uint32(7) + np.uint32(3)) * np.uint32(9) + np.uint32(4)
+    return np.concatenate([a, b])
+
+
 def check_samples(results: dict[str, bytes], words: NDArray[np.uint32]) -> None:
     exact: tuple[Callable[[NDArray[np.uint32]], NDArray[Any]], ...] = (
         axpy,
@@ -209,6 +189,10 @@ def check_samples(results: dict[str, bytes], words: NDArray[np.uint32]) -> None:
         transpose,
         last_block_sum,
         votes,
+        replay,
+        fork_join,
+        update,
+        two_graphs,
     )
     for reference in exact:
         expected = reference(words)
@@ -309,6 +293,10 @@ def misuse(says: str) -> Finding:
     return Finding(MISUSE, f"cuda_on_cpu: ERROR .*({says})")
 
 
+def refusal(call: str, error: str) -> Finding:
+    return Finding(1, rf"{call}\(.*\): .* \(cudaError{error}\)")
+
+
 @dataclass(frozen=True)
 class Bug:
     """What the plain emulator finds, and where a sanitizer or the PTX route finds something else."""
@@ -327,6 +315,7 @@ class Bug:
 
 
 POISON = Finding(1, MEMORY)
+FREED = misuse("memory that was freed")
 OUTSIDE = misuse(r"out-of-bounds (write|read)( of shared memory)? at .*bugs\.cu:\d+")
 BUGS = [
     Bug("global_write", misuse("somebody wrote out of bounds: 0 bytes past the end"), POISON, translated=OUTSIDE),
@@ -350,7 +339,7 @@ BUGS = [
     # Of a struct the emulator does not know the members. The PTX tells what the kernel takes for an address.
     Bug("host_argument_in_struct", NOTHING, translated=misuse("argument 0 of the kernel, .*, points to host memory")),
     Bug("freed_argument", misuse("argument 0 of the kernel points to device memory that was freed")),
-    Bug("freed_in_struct", misuse("memory that was freed"), POISON, translated=misuse("memory that was freed")),
+    Bug("freed_in_struct", FREED, POISON, translated=FREED),
     Bug("copy_past_end", misuse("copy of 404 bytes at offset 0 of an allocation of 400 bytes")),
     Bug("wrong_direction", Finding(1, r"bugs\.cu:\d+: cudaMemcpy\(.*\): invalid argument \(cudaErrorInvalidValue\)")),
     Bug("no_synchronization", WRONG),
@@ -360,9 +349,33 @@ BUGS = [
 ]
 
 
+GRAPH_BUGS = [
+    Bug("allocate_in_capture", refusal("cudaMalloc", "StreamCaptureUnsupported")),
+    Bug("synchronize_in_capture", refusal("cudaStreamSynchronize", "StreamCaptureUnsupported")),
+    Bug("synchronize_device_in_capture", refusal("cudaDeviceSynchronize", "StreamCaptureUnsupported")),
+    Bug("ignore_error_in_capture", refusal("cudaStreamEndCapture", "StreamCaptureInvalidated")),
+    Bug("use_default_stream_in_capture", refusal("cudaMemset", "StreamCaptureImplicit")),
+    Bug("wait_for_captured_event", refusal("cudaEventSynchronize", "CapturedEvent")),
+    Bug("copy_pageable_in_capture", refusal("cudaMemcpyAsync", "StreamCaptureUnsupported")),
+    Bug("leave_fork_unjoined", refusal("cudaStreamEndCapture", "StreamCaptureUnjoined")),
+    Bug("wait_for_uncaptured_event", refusal("cudaStreamWaitEvent", "StreamCaptureIsolation")),
+    Bug("never_end_capture", misuse("a stream was destroyed before the capture that began on it had ended")),
+    Bug("launch_copy_after_free", misuse("copy of memory that was freed")),
+    Bug("launch_kernel_after_free", misuse("argument 0 of the kernel points to device memory that was freed")),
+    Bug("launch_struct_after_free", FREED, POISON, translated=FREED),
+    Bug("read_before_graph_is_done", WRONG),
+    Bug("call_cuda_in_host_function", Finding(1, r"\(cudaErrorNotPermitted\)")),
+    Bug("touch_device_in_host_function", misuse("host code touches device memory")),
+    Bug("update_to_other_kernel", refusal("cudaGraphExecKernelNodeSetParams", "InvalidValue")),
+    Bug("update_to_many_threads", refusal("cudaGraphExecKernelNodeSetParams", "InvalidConfiguration")),
+    Bug("update_to_host_pointer", misuse("argument 0 of the kernel, .*, points to host memory")),
+    Bug("update_after_graph_is_destroyed", refusal("cudaGraphExecKernelNodeSetParams", "InvalidValue")),
+]
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+@pytest.mark.parametrize("bug", BUGS + GRAPH_BUGS, ids=lambda bug: bug.name)
 def test_planted_bug_is_found(bug: Bug, sanitizer: str, route: str) -> None:
     expected = bug.finding(route, sanitizer)
     for order in ORDERS:

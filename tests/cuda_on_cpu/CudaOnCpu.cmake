@@ -43,6 +43,12 @@ function(_cuda_on_cpu_runtime)
   target_compile_options(cuda_on_cpu_runtime PRIVATE -O2 -g -Wall -Wextra -fno-sanitize=all)
   target_include_directories(cuda_on_cpu_runtime SYSTEM PUBLIC "${CUDA_ON_CPU_INCLUDE_DIR}")
   set_target_properties(cuda_on_cpu_runtime PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
+  # All of it, for those who call it from outside of a shared library; whose own calls go nowhere else, even if some
+  # other library of the process has entry points of these names.
+  target_link_options(
+    cuda_on_cpu_runtime INTERFACE
+    "SHELL:LINKER:--whole-archive $<TARGET_FILE:cuda_on_cpu_runtime> LINKER:--no-whole-archive"
+    "LINKER:-Bsymbolic-functions")
 endfunction()
 
 # A file-system name for a source: distinct for distinct paths.

@@ -261,7 +261,7 @@ void fiber_main() {
   Fiber::entered();
   for (;;) {
     tsan::acquire(runtime.launch_order);
-    runtime.grid->kernel();
+    runtime.grid->call->run_thread();
     tsan::release(runtime.end_order);
     exit_thread();
 
@@ -386,12 +386,14 @@ void complete_warp_operation(std::size_t base, unsigned mask, const Thread& call
 
 }  // namespace
 
+KernelCall::~KernelCall() = default;
+
 bool kernel_is_running() { return in_kernel; }
 
 void observe_grids(const GridObserver& with) { observer = with; }
 
 void run(const Grid& grid) {
-  const DeviceAccess access;
+  open_device_memory();
   prepare_fault_stack();
   runtime.host.adopt_thread();
   runtime.grid = &grid;

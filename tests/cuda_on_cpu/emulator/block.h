@@ -3,7 +3,9 @@
 
 #include <driver_types.h>
 
-#include <functional>
+#include <memory>
+
+#include "kernel_call.h"
 
 namespace cuda_on_cpu {
 
@@ -12,7 +14,7 @@ struct Grid {
   dim3 threads;
   std::size_t dynamic_shared_bytes = 0;
   std::size_t shared_limit = 0;  // of these and the kernel's shared variables together
-  std::function<void()> kernel;  // one thread's share
+  std::shared_ptr<const KernelCall> call;
 };
 
 void run(const Grid& grid);

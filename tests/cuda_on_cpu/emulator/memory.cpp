@@ -2,10 +2,12 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <iterator>
 #include <map>
+#include <vector>
 
 #include "error.h"
 #include "faults.h"
@@ -25,7 +27,13 @@ std::map<const char*, Allocation>& allocations() {
   return result;
 }
 
-int accesses = 0;
+// The living ones alone.
+std::vector<const Allocation*>& living() {
+  static auto& result = *new std::vector<const Allocation*>;
+  return result;
+}
+
+bool device_memory_is_open = false;
 
 std::size_t round_up(std::size_t value, std::size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -36,11 +44,25 @@ void protect(const Allocation& a, int protection) {
   mprotect(accessible_begin(a), static_cast<std::size_t>(accessible_end(a) - accessible_begin(a)), protection);
 }
 
+void protect_device_memory(int protection) {
+  for (const Allocation* a : living())
+    if (a->kind == MemoryKind::device) protect(*a, protection);
+}
+
 // The first byte of [begin, end) that is not a canary, or nullptr. The canaries are poisoned under ASan, but this file
 // is not instrumented, and the loop is no call that ASan intercepts.
 const char* damaged(const char* begin, const char* end) {
-  for (; begin != end; ++begin)
-    if (static_cast<unsigned char>(*static_cast<const volatile char*>(begin)) != kCanary) return begin;
+  using Word = std::uint64_t;
+  const auto aligned = [](const char* byte) { return reinterpret_cast<std::uintptr_t>(byte) % sizeof(Word) == 0; };
+  while (begin != end) {
+    if (aligned(begin) && end - begin >= static_cast<std::ptrdiff_t>(sizeof(Word)) &&
+        *reinterpret_cast<const volatile Word*>(begin) == ~Word{0}) {
+      begin += sizeof(Word);
+    } else {
+      if (static_cast<unsigned char>(*static_cast<const volatile char*>(begin)) != kCanary) return begin;
+      ++begin;
+    }
+  }
   return nullptr;
 }
 
@@ -55,9 +77,10 @@ void check_canaries(const Allocation& a) {
 
 }  // namespace
 
-void* allocate(MemoryKind kind, std::size_t bytes) {
+void* allocate(MemoryKind kind, std::size_t bytes, unsigned flags) {
   catch_faults();
   if (bytes > SIZE_MAX / 2) return nullptr;
+  if (kind == MemoryKind::device && bytes > kDeviceBytes - usage(kind).bytes) return nullptr;
   const std::size_t room = round_up(bytes, kAlignment);
   const std::size_t accessible = round_up(room, kPage);
   void* mapping = mmap(nullptr, accessible + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -69,12 +92,15 @@ void* allocate(MemoryKind kind, std::size_t bytes) {
   a.begin = a.mapping + kPage + (accessible - room);
   a.bytes = bytes;
   a.kind = kind;
+  a.flags = flags;
+  // Sets the pages apart from their neighbours, so that to protect them need not split and merge the system's areas.
+  madvise(accessible_begin(a), accessible, MADV_DONTDUMP);
   protect(a, PROT_READ | PROT_WRITE);
   std::memset(accessible_begin(a), kCanary, accessible);
   asan::poison(a.mapping, a.mapping_bytes);
   asan::unpoison(a.begin, a.bytes);
-  if (kind == MemoryKind::device && accesses == 0) protect(a, PROT_NONE);
-  allocations()[a.mapping] = a;
+  if (kind == MemoryKind::device && !device_memory_is_open) protect(a, PROT_NONE);
+  living().push_back(&(allocations()[a.mapping] = a));
   return a.begin;
 }
 
@@ -89,7 +115,18 @@ bool release(MemoryKind kind, void* pointer) {
   mmap(a.mapping, a.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   asan::poison(a.mapping, a.mapping_bytes);
   a.kind = MemoryKind::freed;
+  living().erase(std::find(living().begin(), living().end(), &a));
   return true;
+}
+
+Usage usage(MemoryKind kind) {
+  Usage result;
+  for (const Allocation* a : living()) {
+    if (a->kind != kind) continue;
+    result.bytes += a->bytes;
+    ++result.allocations;
+  }
+  return result;
 }
 
 const Allocation* find_allocation(const void* address) {
@@ -116,20 +153,19 @@ void check_range(const char* what, const void* address, std::size_t bytes) {
 }
 
 void check_canaries() {
-  for (const auto& [mapping, a] : allocations())
-    if (a.kind == MemoryKind::device) check_canaries(a);
+  for (const Allocation* a : living()) check_canaries(*a);
 }
 
-DeviceAccess::DeviceAccess() {
-  if (accesses++) return;
-  for (const auto& [mapping, a] : allocations())
-    if (a.kind == MemoryKind::device) protect(a, PROT_READ | PROT_WRITE);
+void open_device_memory() {
+  if (device_memory_is_open) return;
+  device_memory_is_open = true;
+  protect_device_memory(PROT_READ | PROT_WRITE);
 }
 
-DeviceAccess::~DeviceAccess() {
-  if (--accesses) return;
-  for (const auto& [mapping, a] : allocations())
-    if (a.kind == MemoryKind::device) protect(a, PROT_NONE);
+void close_device_memory() {
+  if (!device_memory_is_open) return;
+  device_memory_is_open = false;
+  protect_device_memory(PROT_NONE);
 }
 
 }  // namespace cuda_on_cpu

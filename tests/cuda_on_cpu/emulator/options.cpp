@@ -34,6 +34,9 @@ Options read() {
   result.seed = number("CUDA_ON_CPU_SEED", result.seed);
   result.stack_bytes = number("CUDA_ON_CPU_STACK_KIB", result.stack_bytes >> 10) << 10;
   if (result.stack_bytes < (32 << 10)) fail("CUDA_ON_CPU_STACK_KIB is below 32");
+  const std::uint64_t integrated = number("CUDA_ON_CPU_INTEGRATED", 0);
+  if (integrated > 1) fail("CUDA_ON_CPU_INTEGRATED is %zu, but must be 0 or 1", std::size_t{integrated});
+  result.integrated = integrated == 1;
   return result;
 }
 

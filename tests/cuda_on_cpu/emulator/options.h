@@ -1,4 +1,5 @@
-// What the environment sets: CUDA_ON_CPU_ORDER, CUDA_ON_CPU_SEED, CUDA_ON_CPU_STACK_KIB.
+// What the environment sets: CUDA_ON_CPU_ORDER, CUDA_ON_CPU_SEED, CUDA_ON_CPU_STACK_KIB,
+// CUDA_ON_CPU_INTEGRATED.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +14,7 @@ struct Options {
   Order order = Order::random;
   std::uint64_t seed = 1;
   std::size_t stack_bytes = 256 << 10;  // of one CUDA thread
+  bool integrated = false;              // whether the device shares the host's memory, as Jetson's do
 };
 
 // Read once. A value that is not understood ends the process with a message.

@@ -4,6 +4,7 @@
 
 #include "error.h"
 #include "options.h"
+#include "runtime.h"
 
 namespace cuda_on_cpu {
 
@@ -20,19 +21,32 @@ std::vector<StreamPointer>& streams() {
 bool StreamPlace::reached() const { return !stream || stream->done() >= tasks; }
 
 bool Stream::can_advance() const {
-  if (tasks_.empty()) return false;
+  if (tasks_.empty() || busy_) return false;
   const auto& after = tasks_.front().after;
   return std::all_of(after.begin(), after.end(), [](const StreamPlace& place) { return place.reached(); });
 }
 
 void Stream::advance() {
-  const auto work = std::move(tasks_.front().work);
-  work();
+  busy_ = true;
+  const bool done = tasks_.front().step();
+  busy_ = false;
+  if (!done) return;
   tasks_.pop_front();
   ++done_;
 }
 
+Handles<cudaStream_t, Stream>& stream_handles() {
+  static auto& result = *new Handles<cudaStream_t, Stream>;
+  return result;
+}
+
+Handles<cudaEvent_t, Event>& event_handles() {
+  static auto& result = *new Handles<cudaEvent_t, Event>;
+  return result;
+}
+
 const StreamPointer& default_stream() { return streams().front(); }
+const std::vector<StreamPointer>& all_streams() { return streams(); }
 
 StreamPointer create_stream(bool blocking, int priority) {
   return streams().emplace_back(std::make_shared<Stream>(blocking, priority));
@@ -44,14 +58,22 @@ void destroy_stream(const StreamPointer& stream) {
   all.erase(std::find(all.begin(), all.end(), stream));
 }
 
-void enqueue(const StreamPointer& stream, std::function<void()> work, std::vector<StreamPlace> after) {
+void enqueue_steps(const StreamPointer& stream, std::function<bool()> step, std::vector<StreamPlace> after) {
   if (stream == default_stream()) {
     for (const StreamPointer& other : streams())
       if (other != stream && other->blocking()) after.push_back(end_of(other));
   } else if (stream->blocking()) {
     after.push_back(end_of(default_stream()));
   }
-  stream->push({std::move(work), std::move(after)});
+  stream->push({std::move(step), std::move(after)});
+}
+
+void enqueue(const StreamPointer& stream, std::function<void()> work, std::vector<StreamPlace> after) {
+  const auto only_step = [work = std::move(work)] {
+    work();
+    return true;
+  };
+  enqueue_steps(stream, only_step, std::move(after));
 }
 
 StreamPlace end_of(const StreamPointer& stream) { return {stream, stream->queued()}; }
@@ -67,12 +89,13 @@ bool advance_any() {
 
 void finish(const StreamPlace& place) {
   while (!place.reached())
-    if (!advance_any()) fail("the streams wait for each other");
+    if (!advance_any() && !wait_for_host_function()) fail("the streams wait for each other");
 }
 
 void finish_all() {
-  while (advance_any()) {
-  }
+  std::vector<StreamPlace> ends;
+  for (const StreamPointer& stream : streams()) ends.push_back(end_of(stream));
+  for (const StreamPlace& end : ends) finish(end);
 }
 
 }  // namespace cuda_on_cpu

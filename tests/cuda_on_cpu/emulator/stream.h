@@ -8,6 +8,9 @@
 #include <memory>
 #include <vector>
 
+#include "capture.h"
+#include "handles.h"
+
 namespace cuda_on_cpu {
 
 class Stream;
@@ -21,7 +24,7 @@ struct StreamPlace {
 };
 
 struct Task {
-  std::function<void()> work;
+  std::function<bool()> step;  // does a part of the work; true if that was the last
   std::vector<StreamPlace> after;
 };
 
@@ -40,35 +43,41 @@ class Stream {
   bool can_advance() const;
   void advance();
 
+  CapturedPlace captured;  // while it is capturing: where the next node goes
+
  private:
   std::deque<Task> tasks_;
   std::uint64_t done_ = 0;
+  bool busy_ = false;  // within a step, which lets the lock go while a host function runs
   bool blocking_;
   int priority_;
 };
 
-class Event {
- public:
-  void record(StreamPlace place) { place_ = std::move(place); }
-  const StreamPlace& place() const { return place_; }
-  bool reached() const { return place_.reached(); }
+struct Event {
+  bool reached() const { return place.reached(); }
 
+  bool timed = true;
+  StreamPlace place;
+  CapturedPlace captured;  // if it was last recorded in a stream that was capturing
   // When the stream came to the event; shared with the task that sets it.
   std::shared_ptr<double> milliseconds = std::make_shared<double>(0);
-
- private:
-  StreamPlace place_;
 };
 
 using StreamPointer = std::shared_ptr<Stream>;
+using EventPointer = std::shared_ptr<Event>;
 
-// The legacy default stream is always there.
+Handles<cudaStream_t, Stream>& stream_handles();  // without the default stream
+Handles<cudaEvent_t, Event>& event_handles();
+
+// The legacy default stream is always there. All streams: that one first.
 const StreamPointer& default_stream();
+const std::vector<StreamPointer>& all_streams();
 StreamPointer create_stream(bool blocking, int priority);
 // Finishes its work and forgets it.
 void destroy_stream(const StreamPointer& stream);
 
 // Adds work to a stream, after what the default stream's rules ask for.
+void enqueue_steps(const StreamPointer& stream, std::function<bool()> step, std::vector<StreamPlace> after = {});
 void enqueue(const StreamPointer& stream, std::function<void()> work, std::vector<StreamPlace> after = {});
 // The place behind all that was put on the stream so far.
 StreamPlace end_of(const StreamPointer& stream);

@@ -1,6 +1,6 @@
 // planted samples WORDS OUT   runs the samples on a file of 32-bit words; OUT gets name, size and bytes of each result
 // planted bug NAME            runs a kernel with a bug
-// planted measure             prints threads a second
+// planted measure             prints threads and frames a second
 
 #include <cstdio>
 #include <cstring>
@@ -20,9 +20,11 @@ int samples(const char* words_path, const char* out_path) {
     return 2;
   }
   std::ofstream out(out_path, std::ios::binary);
-  for (const planted::Result& result : planted::run_samples(words)) {
-    out << result.name << '\n' << result.bytes.size() << '\n';
-    out.write(result.bytes.data(), static_cast<std::streamsize>(result.bytes.size()));
+  for (const auto run : {planted::run_samples, planted::run_graph_samples}) {
+    for (const planted::Result& result : run(words)) {
+      out << result.name << '\n' << result.bytes.size() << '\n';
+      out.write(result.bytes.data(), static_cast<std::streamsize>(result.bytes.size()));
+    }
   }
   return out ? 0 : 2;
 }
@@ -30,8 +32,9 @@ int samples(const char* words_path, const char* out_path) {
 int run(int count, char** arguments) {
   const std::string command = count > 1 ? arguments[1] : "";
   if (command == "samples" && count == 4) return samples(arguments[2], arguments[3]);
-  if (command == "bug" && count == 3) return planted::run_bug(arguments[2]) ? 0 : 2;
-  if (command == "measure" && count == 2) return planted::measure(), 0;
+  if (command == "bug" && count == 3)
+    return planted::run_bug(arguments[2]) || planted::run_graph_bug(arguments[2]) ? 0 : 2;
+  if (command == "measure" && count == 2) return planted::measure(), planted::measure_replay(), 0;
   std::fprintf(stderr, "usage: planted samples WORDS OUT | bug NAME | measure\n");
   return 2;
 }

@@ -16,11 +16,15 @@ struct Result {
 // Every sample on inputs that are made from `words`, of which there must be kWords.
 constexpr std::size_t kWords = 1 << 15;
 std::vector<Result> run_samples(const std::vector<std::uint32_t>& words);
+std::vector<Result> run_graph_samples(const std::vector<std::uint32_t>& words);
 
 // Runs the bug of that name. False if there is none.
 bool run_bug(const std::string& name);
+bool run_graph_bug(const std::string& name);
 
 // Threads a second of an element-wise kernel and of a block reduction.
 void measure();
+// Frames a second of a graph of three small kernels, four copies and a host function.
+void measure_replay();
 
 }  // namespace planted

@@ -1,12 +1,11 @@
 // What the host code that nvcc generates calls: registration of kernels, and launches by their addresses.
 
-#include <cuda_runtime_api.h>
-
 #include <cstring>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "cudart_api.h"
 #include "error.h"
 #include "launch.h"
 #include "registry.h"
@@ -31,25 +30,45 @@ const KernelCode* kernel_of(const void* stub) {
 }
 
 // Parameters side by side, as the kernel reads them.
-std::vector<char> pack(const KernelCode& code, void** arguments) {
-  std::vector<char> bytes(code.parameter_bytes);
-  for (std::size_t i = 0; i < code.parameters.size(); ++i)
-    std::memcpy(bytes.data() + code.parameters[i].offset, arguments[i], code.parameters[i].size);
-  return bytes;
-}
-
-void check_pointers(const KernelCode& code, const std::vector<char>& parameters) {
-  for (const std::size_t offset : code.pointers) {
-    const void* pointer = nullptr;
-    std::memcpy(&pointer, parameters.data() + offset, sizeof pointer);
-    int position = 0;
-    while (code.parameters[static_cast<std::size_t>(position)].offset +
-               code.parameters[static_cast<std::size_t>(position)].size <=
-           offset)
-      ++position;
-    cuda_on_cpu::check_kernel_pointer(position, pointer);
+class TranslatedCall final : public cuda_on_cpu::KernelCall {
+ public:
+  TranslatedCall(const KernelCode& code, void** arguments) : code_(code), parameters_(code.parameter_bytes) {
+    for (std::size_t i = 0; i < code.parameters.size(); ++i)
+      std::memcpy(parameters_.data() + code.parameters[i].offset, arguments[i], code.parameters[i].size);
   }
-}
+
+  void run_thread() const override {
+    set_running_kernel(code_);
+    code_.run(parameters_.data());
+  }
+
+  void check_pointers() const override {
+    for (const std::size_t offset : code_.pointers) {
+      const void* pointer = nullptr;
+      std::memcpy(&pointer, parameters_.data() + offset, sizeof pointer);
+      int position = 0;
+      while (end_of(code_.parameters[static_cast<std::size_t>(position)]) <= offset) ++position;
+      cuda_on_cpu::check_kernel_pointer(position, pointer);
+    }
+  }
+
+  std::vector<void*> arguments() const override {
+    std::vector<void*> result;
+    for (const ParameterPlace& place : code_.parameters)
+      result.push_back(const_cast<char*>(parameters_.data() + place.offset));
+    return result;
+  }
+
+  std::shared_ptr<const KernelCall> with_arguments(void** arguments) const override {
+    return std::make_shared<const TranslatedCall>(code_, arguments);
+  }
+
+ private:
+  static std::size_t end_of(const ParameterPlace& place) { return place.offset + place.size; }
+
+  const KernelCode& code_;
+  std::vector<char> parameters_;
+};
 
 }  // namespace
 
@@ -95,13 +114,9 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, std::size_t* sha
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* stub, void** arguments) {
   const KernelCode* code = kernel_of(stub);
   if (!code) cuda_on_cpu::fail("launch of a kernel whose PTX was not translated");
-  auto parameters = pack(*code, arguments);
-  check_pointers(*code, parameters);
+  const cuda_on_cpu::Inside inside;
   const cuda_on_cpu::Kernel kernel = {stub, code->static_shared_bytes, code->max_threads};
-  return cuda_on_cpu::launch_kernel(*config, kernel, [code, parameters = std::move(parameters)] {
-    set_running_kernel(*code);
-    code->run(parameters.data());
-  });
+  return cuda_on_cpu::launch_kernel(*config, kernel, std::make_shared<const TranslatedCall>(*code, arguments));
 }
 
 cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, void** arguments, std::size_t shared_bytes,
