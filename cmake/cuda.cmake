@@ -38,7 +38,7 @@ if(route STREQUAL "ON")
   set_target_properties(kizu_native PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
   # As on the CPU, no fused multiply-add that is not written; a spill or local memory is a fault.
   target_compile_options(kizu_native PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false --threads=2
-    -Xcompiler=-Wall,-Wextra,-ffp-contract=off -Xptxas=-warn-spills,-warn-lmem-usage
+    -Xcompiler=-Wall,-Wextra,-ffp-contract=off,-fmacro-prefix-map=${CMAKE_SOURCE_DIR}/= -Xptxas=-warn-spills,-warn-lmem-usage
     $<$<BOOL:${KIZU_WERROR}>:--Werror=all-warnings -Xcompiler=-Werror>>)
   # The runtime is linked statically: the extension loads where there is no driver.
   target_link_libraries(kizu_native PUBLIC CUDA::cudart_static)

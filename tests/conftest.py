@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 import kizu
 from helpers import Trained, make_parts, part
+from kizu import _core
 from rows import METHODS
 
 
@@ -79,3 +81,11 @@ def detector(bundle_path: Path, engine_cache: Path) -> Iterator[kizu.Detector]:
     """A detector of colour frames in fp32 that no test may close."""
     with kizu.load(bundle_path, precision="fp32", threads=2, max_batch=4, cache=engine_cache) as loaded:
         yield loaded
+
+
+@pytest.fixture(scope="session")
+def cuda() -> None:
+    """A CUDA device, or a skip that says why; under KIZU_REQUIRE_GPU=1 a failure."""
+    if _core.cuda_devices() == 0:
+        why = "there is no CUDA device: the driver offers none, or kizu was built without CUDA"
+        (pytest.fail if os.environ.get("KIZU_REQUIRE_GPU") == "1" else pytest.skip)(why)

@@ -5,7 +5,6 @@ Where there is no device the same tests run against an extension built with KIZU
 
 from __future__ import annotations
 
-import os
 import threading
 import zlib
 from typing import Any
@@ -24,14 +23,6 @@ from kizu.prepare import Preparer, PrepareSpec, Tiles, output_shape
 from kizu.prepare_reference import prepare_reference, resize_reference
 from kizu.scoring import RULES, Scorer
 from kizu.scoring_reference import map_reference, score_reference
-
-
-@pytest.fixture(scope="module")
-def cuda() -> None:
-    """A CUDA device, or a skip that says why; under KIZU_REQUIRE_GPU=1 a failure."""
-    if _core.cuda_devices() == 0:
-        why = "there is no CUDA device: the driver offers none, or kizu was built without CUDA"
-        (pytest.fail if os.environ.get("KIZU_REQUIRE_GPU") == "1" else pytest.skip)(why)
 
 
 def camera(rng: np.random.Generator, name: str, height: int, width: int) -> Any:

@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 import kizu
 from helpers import Trained, part, python_output, read_bundle, rewrite_bundle
 from kizu import Bundle, Detector, EngineError, FrameError, KizuError, Result, ScoreError
+from kizu.cpu_pipeline import CpuPipeline
 from kizu.engine import TensorSpec, engines
-from kizu.pipeline import Pipeline, Timing
+from kizu.pipeline import Timing
 from kizu.pixel_format import PixelFormat
+from kizu.pool import Pool
 from kizu.prepare_reference import prepare_reference
 from rows import METHODS, TOLERANCES
 
@@ -251,10 +253,10 @@ class StubEngine:
 def stub_detector(bundle_path: Path, value: float, nonfinite: Literal["error", "reject"]) -> Detector:
     bundle = Bundle.open(bundle_path)
     engine: Any = StubEngine(value)
-    pipeline = Pipeline(engine, bundle.manifest.prepare, bundle.manifest.scoring, threads=1, max_batch=2)
+    pipeline = CpuPipeline(engine, bundle.manifest.prepare, bundle.manifest.scoring, threads=1, max_batch=2)
     return Detector(
         bundle,
-        pipeline,
+        Pool([pipeline], engine),
         engine="stub",
         precision="fp32",
         threads=1,
@@ -354,7 +356,8 @@ def test_a_closed_detector_says_so(bundle_path: Path, engine_cache: Path, frames
         lambda: detector.score_batch(frames),
         lambda: detector.score_batch([]),
         lambda: detector.warm_up(),
-        lambda: detector.max_batch,
+        lambda: next(detector.stream(frames)),
+        lambda: detector.frame_buffer(10, 10),
     ]
     for call in calls:
         with pytest.raises(KizuError, match=r"the detector is closed; kizu\.load makes a new one"):
@@ -522,8 +525,8 @@ def test_native_code_allocates_nothing_after_warm_up(bundle_path: Path, engine_c
 
 
 def test_prepare_writes_into_what_the_engine_reads(detector: Detector, frames: Frames) -> None:
-    pipeline = detector._pipeline
-    assert pipeline is not None
+    (pipeline,) = detector._pool.pipelines
+    assert isinstance(pipeline, CpuPipeline)
     first, second = (detector.score(frame).score for frame in frames[:2])
     assert first != second
     spec = detector.bundle.manifest.prepare
@@ -539,13 +542,13 @@ def test_a_graph_that_does_not_fit_the_spec_is_refused(bundle_path: Path) -> Non
     engine: Any = StubEngine(0.0)
     engine.inputs = (TensorSpec("x", (None, 3, 32, 32)),)
     with pytest.raises(EngineError, match="prepare makes"):
-        Pipeline(engine, manifest.prepare, "logit", threads=1)
+        CpuPipeline(engine, manifest.prepare, "logit", threads=1)
     engine = StubEngine(0.0)
     engine.outputs = (TensorSpec("x_hat", (None, 3, 32, 32)),)
     with pytest.raises(EngineError, match="no output logit"):
-        Pipeline(engine, manifest.prepare, "logit", threads=1)
+        CpuPipeline(engine, manifest.prepare, "logit", threads=1)
     with pytest.raises(ScoreError, match="no scoring rule is called 'guess'"):
-        Pipeline(StubEngine(0.0), manifest.prepare, "guess", threads=1)  # type: ignore[arg-type]
+        CpuPipeline(StubEngine(0.0), manifest.prepare, "guess", threads=1)  # type: ignore[arg-type]
 
 
 def test_warm_up_pays_for_a_size_beforehand(bundle_path: Path, engine_cache: Path) -> None:

@@ -171,6 +171,15 @@ def test_checks_without_cases(preset: str) -> None:
     passed(run(preset, "unit_checks"))
 
 
+@pytest.mark.parametrize("preset", BUILDS)
+def test_checks_of_captured_graphs(preset: str) -> None:
+    if not CUDA_HEADERS:
+        missing(NO_CUDA_HEADERS)
+    done = run(preset, "replay_checks", CUDA_ON_CPU_SEED=SEED)
+    passed(done)
+    assert re.fullmatch(r"\d{2,} checks, 0 failures\n", done.stdout)
+
+
 @pytest.mark.parametrize(
     ("preset", "level"), [(build.preset, level) for build in BUILDS.values() for level in build.levels]
 )

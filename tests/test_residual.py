@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 import kizu
+from graphs import residual_graph
 from helpers import read_bundle, rewrite_bundle
 from kizu import Bundle, BundleError, Detector, EngineError, ScoreError
 from kizu.compiled import _key
+from kizu.cpu_pipeline import CpuPipeline
 from kizu.detector import MAP_SIGMA
 from kizu.engine import BuildOptions, engines
 from kizu.errors import FrameError, ThresholdError
@@ -33,56 +33,9 @@ ENGINES = ("openvino", "onnxruntime")
 WEIGHT = 0.3
 
 
-def graph(channels: int = 5, *, x_hat_channels: int | None = None, leave_out: Sequence[str] = ()) -> bytes:
-    """x (N, channels, 32, 32) -> x_hat by two convolutions, f and f_hat by one more with a stride, logit (N,)."""
-    rng = np.random.default_rng(3)
-    hat = x_hat_channels or channels
-
-    def weights(name: str, *shape: int) -> onnx.TensorProto:
-        scale = 1 / math.sqrt(math.prod(shape[1:]))
-        return numpy_helper.from_array((rng.standard_normal(shape) * scale).astype(np.float32), name)
-
-    initializers = [
-        weights("w1", 8, channels, 3, 3),
-        weights("w2", hat, 8, 3, 3),
-        weights("w3", 6, channels, 3, 3),
-        weights("w3_hat", 6, hat, 3, 3),
-        weights("w4", 1, 6, 1, 1),
-        numpy_helper.from_array(np.array([1, 2, 3], np.int64), "axes"),
-    ]
-    if hat == channels:
-        initializers[3] = numpy_helper.from_array(numpy_helper.to_array(initializers[2]), "w3_hat")
-    nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["hidden"], pads=[1] * 4),
-        helper.make_node("Relu", ["hidden"], ["positive"]),
-        helper.make_node("Conv", ["positive", "w2"], ["x_hat"], pads=[1] * 4),
-        helper.make_node("Conv", ["x", "w3"], ["f"], pads=[1] * 4, strides=[2, 2]),
-        helper.make_node("Conv", ["x_hat", "w3_hat"], ["f_hat"], pads=[1] * 4, strides=[2, 2]),
-        helper.make_node("Conv", ["f", "w4"], ["patches"]),
-        helper.make_node("ReduceMean", ["patches", "axes"], ["logit"], keepdims=0),
-    ]
-    shapes: dict[str, list[Any]] = {
-        "x_hat": ["N", hat, 32, 32],
-        "f": ["N", 6, 16, 16],
-        "f_hat": ["N", 6, 16, 16],
-        "logit": ["N"],
-    }
-    value = helper.make_tensor_value_info
-    made = helper.make_graph(
-        nodes,
-        "residual",
-        [value("x", TensorProto.FLOAT, ["N", channels, 32, 32])],
-        [value(name, TensorProto.FLOAT, shape) for name, shape in shapes.items() if name not in leave_out],
-        initializers,
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
-
-
 def outputs(x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
     """The graph's outputs by ONNX Runtime itself, and x."""
-    session = onnxruntime.InferenceSession(graph(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(residual_graph(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return {**dict(zip(names, session.run(None, {"x": x}), strict=True)), "x": x}
 
@@ -114,15 +67,20 @@ def residual_bundle(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory)
             edit(manifest)
 
         target = folder / f"{len(list(folder.iterdir())):03}.kizu"
-        members = {source.manifest.graphs["fp32"]: graph(**of_graph), **dict.fromkeys(drop)}
+        members = {source.manifest.graphs["fp32"]: residual_graph(**of_graph), **dict.fromkeys(drop)}
         return rewrite_bundle(bundle_path, target, members=members, edit=rewrite)
 
     return make
 
 
+def cpu_pipeline(detector: Detector) -> CpuPipeline:
+    (pipeline,) = detector._pool.pipelines
+    assert isinstance(pipeline, CpuPipeline)
+    return pipeline
+
+
 def tensors_of(detector: Detector, n: int) -> dict[str, NDArray[np.float32]]:
-    assert detector._pipeline is not None
-    return detector._pipeline._bound[n][1]
+    return cpu_pipeline(detector)._bound[n][1]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -290,15 +248,14 @@ def test_a_reconstruction_that_is_not_finite_never_passes(
     path = residual_bundle("residual_logit")
     with kizu.load(path, engine="onnxruntime", threshold=1e30, cache=engine_cache) as detector:
         assert not detector.score(frames[0]).anomalous
-        assert detector._pipeline is not None
-        runner, tensors = detector._pipeline._bound[1]
+        runner, tensors = cpu_pipeline(detector)._bound[1]
 
         class Broken:
             def run(self) -> None:
                 runner.run()
                 tensors["x_hat"][0, 1, 2, 3] = np.nan
 
-        detector._pipeline._bound[1] = (Broken(), tensors)
+        cpu_pipeline(detector)._bound[1] = (Broken(), tensors)
         with pytest.raises(ScoreError, match="the score is nan"):
             detector.score(frames[0], map=True)
 

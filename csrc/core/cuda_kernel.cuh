@@ -5,8 +5,11 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstring>
+#include <type_traits>
 #include <utility>
 
+#include "core/cuda.h"
 #include "core/cuda_check.h"
 
 // KIZU_SHARED(float, tile, [32][33]): a shared variable of a kernel, aligned to 16 bytes.
@@ -43,6 +46,29 @@ void launch(void (*kernel)(Parameters...), GridSize grid, dim3 block, std::size_
   config.stream = stream;
   check_call(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "kernel launch", grid.file,
              grid.line);
+}
+
+// The same on a stream of ours, whose log is told.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), GridSize grid, dim3 block, std::size_t shared_bytes, const Stream& stream,
+            Arguments&&... arguments) {
+  if (!stream.log_only())
+    launch(kernel, grid, block, shared_bytes, stream.get(), static_cast<const Arguments&>(arguments)...);
+  if (!stream.log()) return;
+  LaunchLog::Launch& entry = stream.log()->add();
+  entry.kernel = reinterpret_cast<const void*>(kernel);
+  entry.grid[0] = grid.blocks.x, entry.grid[1] = grid.blocks.y, entry.grid[2] = grid.blocks.z;
+  entry.block[0] = block.x, entry.block[1] = block.y, entry.block[2] = block.z;
+  entry.shared_bytes = shared_bytes;
+  const auto add = [&entry](const auto& argument) {
+    static_assert(std::is_trivially_copyable_v<std::decay_t<decltype(argument)>>);
+    const std::size_t begin = (entry.arguments.size() + 15) / 16 * 16;
+    entry.begins.push_back(begin);
+    entry.arguments.resize(begin + sizeof argument);
+    std::memcpy(entry.arguments.data() + begin, &argument, sizeof argument);
+  };
+  (add(static_cast<const std::decay_t<Parameters>&>(arguments)), ...);
+  entry.node = stream.log_only() ? nullptr : stream.last_node();
 }
 
 }  // namespace kizu::cuda

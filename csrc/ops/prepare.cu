@@ -331,10 +331,10 @@ void launch_order(const PrepareSpec& spec, const Source& source, const DevicePla
   if (tile.width > 0)
     launch(tile_kernel<RowsFirst, Sample, Channels, Emit>,
            dim3(cover(spec.width, tile.width), cover(spec.height, tile.height), images), dim3(kThreads), tile.shared,
-           stream.get(), source, device, tile, emit);
+           stream, source, device, tile, emit);
   else
     launch(pixel_kernel<RowsFirst, Sample, Channels, Emit>, dim3(cover(spec.height * spec.width, kThreads), images),
-           dim3(kThreads), 0, stream.get(), source, device, emit);
+           dim3(kThreads), 0, stream, source, device, emit);
 }
 
 template <typename Sample, int Channels, typename Emit>
@@ -358,7 +358,7 @@ void run(const PreparePlan& plan, const Source& source, const DevicePlan& device
   using Emit = EmitInputs<Sample, Channels, Out>;
   const dim3 grid(cover(spec.width, kTurnPacks * Emit::kPixels), cover(spec.height, kTurnRows),
                   static_cast<unsigned>(images * spec.rotations));
-  launch(rotate_kernel<Sample, Channels, Emit>, grid, dim3(kTurnPacks, kTurnRows), 0, stream.get(),
+  launch(rotate_kernel<Sample, Channels, Emit>, grid, dim3(kTurnPacks, kTurnRows), 0, stream,
          static_cast<const Sample*>(integers), device, Emit(spec, static_cast<Out*>(out)));
 }
 
@@ -430,7 +430,9 @@ void by_groups(const PreparePlan& plan, const Frames& frames, const Body& body) 
     body(Source(plan.spec().format, frames, first, most), first);
 }
 
-void check_aligned(const PreparePlan& plan, const Frames& frames) {
+}  // namespace
+
+void check_frames(const PreparePlan& plan, const Frames& frames) {
   plan.check_frames(frames);
   const PixelFormat& format = plan.spec().format;
   if (!format.deep() || format.packing != Packing::none) return;
@@ -439,11 +441,9 @@ void check_aligned(const PreparePlan& plan, const Frames& frames) {
   check(aligned, "samples of ", format.bit_depth, " bits must be aligned on a CUDA device: addresses and strides even");
 }
 
-}  // namespace
-
 void prepare(const PreparePlan& plan, const Frames& frames, void* out, PrepareScratch& scratch, const Stream& stream) {
   const PrepareSpec& spec = plan.spec();
-  check_aligned(plan, frames);
+  check_frames(plan, frames);
   if (plan.inputs() == 0) return;  // no boxes
   const DevicePlan device = on_device(plan, scratch, stream);
   const std::size_t frame_bytes =
@@ -459,7 +459,7 @@ void prepare(const PreparePlan& plan, const Frames& frames, void* out, PrepareSc
 
 void resize(const PreparePlan& plan, const Frames& frames, void* out, PrepareScratch& scratch, const Stream& stream) {
   const PrepareSpec& spec = plan.spec();
-  check_aligned(plan, frames);
+  check_frames(plan, frames);
   if (plan.inputs() == 0) return;
   const DevicePlan device = on_device(plan, scratch, stream);
   by_groups(plan, frames, [&](const Source& source, std::size_t first) {

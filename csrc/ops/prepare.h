@@ -208,6 +208,9 @@ struct PrepareScratch {
   std::size_t views = 0, axes = 0, rotations = 0, tables = 0;  // where they begin in `plan`
 };
 
+// Throws std::invalid_argument for frames that prepare refuses.
+void check_frames(const PreparePlan& plan, const Frames& frames);
+
 // As cpu::prepare, with frames and out in device memory; enqueued on the stream. A new geometry is copied to the device
 // first, and that copy waits for the stream. Samples of 16 bits must be aligned: addresses and strides are even.
 void prepare(const PreparePlan& plan, const Frames& frames, void* out, PrepareScratch& scratch, const Stream& stream);

@@ -231,9 +231,9 @@ void launch_score(const Problem& p, int images, const Stream& stream) {
   const unsigned blocks = static_cast<unsigned>(std::max(1, (x_items + p.f_blocks + kWarps - 1) / kWarps));
   const dim3 grid(blocks, static_cast<unsigned>(images));
   if (p.map)
-    launch(score_kernel<T, true>, grid, dim3(kThreads), kWarps * kScoreBlock * sizeof(float), stream.get(), p);
+    launch(score_kernel<T, true>, grid, dim3(kThreads), kWarps * kScoreBlock * sizeof(float), stream, p);
   else
-    launch(score_kernel<T, false>, grid, dim3(kThreads), 0, stream.get(), p);
+    launch(score_kernel<T, false>, grid, dim3(kThreads), 0, stream, p);
 }
 
 bool aligned(const void* pointer, std::ptrdiff_t elements, std::size_t size) {

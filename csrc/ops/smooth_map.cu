@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kWidth* kHeight)
 template <bool Columns>
 void smooth(const Axis& axis, const float* in, float* out, int width, std::ptrdiff_t rows, const Stream& stream) {
   const auto cover = [](std::ptrdiff_t n, int tile) { return static_cast<unsigned>((n + tile - 1) / tile); };
-  launch(smooth_kernel<Columns>, dim3(cover(rows, kHeight), cover(width, kWidth)), dim3(kWidth, kHeight), 0,
-         stream.get(), axis, in, out, width, rows);
+  launch(smooth_kernel<Columns>, dim3(cover(rows, kHeight), cover(width, kWidth)), dim3(kWidth, kHeight), 0, stream,
+         axis, in, out, width, rows);
 }
 
 }  // namespace

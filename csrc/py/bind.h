@@ -6,6 +6,7 @@
 namespace kizu {
 
 void bind_prepare(pybind11::module_& m);
+void bind_replay(pybind11::module_& m);
 void bind_score(pybind11::module_& m);
 void bind_smooth_map(pybind11::module_& m);
 

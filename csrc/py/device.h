@@ -32,16 +32,13 @@ struct CudaSide {
   // What a call does, on that device. Nothing of the host's is read any more when it returns, or throws.
   template <typename Call>
   void run(const Call& call) {
-    const int before = cuda::current_device();
-    cuda::set_device(device);
+    const cuda::DeviceScope scope(device);
     try {
       call();
     } catch (...) {
       cuda::wait_quietly(stream);
-      cuda::set_device(before);
       throw;
     }
-    cuda::set_device(before);
   }
 };
 

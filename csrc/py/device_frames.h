@@ -2,11 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "core/cuda.h"
 #include "ops/prepare.h"
+#include "pipeline/frame_slot.h"
 
 namespace kizu {
 
@@ -17,43 +17,35 @@ class DeviceFrames {
   // What it returns is valid until the next call. The host's frames may change as soon as the stream has been waited
   // for.
   Frames copy(const Frames& host, const PixelFormat& format, const cuda::Stream& stream) {
-    const bool packed = format.packing != Packing::none;
-    const std::ptrdiff_t sample = format.deep() && !packed ? 2 : 1, channels = format.stored_channels();
-    // Along a packed row bytes count, not pixels.
-    const std::ptrdiff_t columns = packed ? (host.width * format.bit_depth + 7) / 8 : host.width;
+    const DenseFrame dense(format, host.height, host.width);
     Frames from = host;
-    if (packed) from.column = 1;
-    std::ptrdiff_t low = 0, high = sample;
+    if (format.packing != Packing::none) from.column = 1;
+    std::ptrdiff_t low = 0, high = dense.channel;
     const auto extend = [&](std::ptrdiff_t count, std::ptrdiff_t stride) {
       (stride < 0 ? low : high) += (count - 1) * stride;
     };
+    const std::ptrdiff_t channels = dense.column / dense.channel;
     extend(host.height, from.row);
-    extend(columns, from.column);
+    extend(dense.columns, from.column);
     extend(channels, channels > 1 ? from.channel : 0);
-    const std::ptrdiff_t payload = host.height * columns * channels * sample;
-    const bool aligned = sample == 1 || (from.row % 2 == 0 && from.column % 2 == 0 && from.channel % 2 == 0);
-    const bool in_place = aligned && high - low <= 2 * payload;
-    const std::size_t size = in_place ? high - low : payload, pitch = (size + 255) / 256 * 256;
+    const bool aligned = dense.channel == 1 || (from.row % 2 == 0 && from.column % 2 == 0 && from.channel % 2 == 0);
+    const bool in_place = aligned && high - low <= 2 * static_cast<std::ptrdiff_t>(dense.size);
+    const std::size_t size = in_place ? high - low : dense.size, pitch = (size + 255) / 256 * 256;
     auto* const to = static_cast<std::uint8_t*>(memory_.reserve(pitch * host.data.size()));
     Frames device = host;
     if (!in_place) {
       dense_.resize(size);
-      device.row = columns * channels * sample, device.column = channels * sample, device.channel = sample;
+      device.row = dense.row, device.column = dense.column, device.channel = dense.channel;
     }
     pointers_.clear();
     for (const void* const frame : host.data) {
       std::uint8_t* const at = to + pitch * pointers_.size();
-      const auto* const first = static_cast<const std::uint8_t*>(frame);
       if (in_place) {
-        cuda::copy_to_device(at, first + low, size, stream);
+        cuda::copy_to_device(at, static_cast<const std::uint8_t*>(frame) + low, size, stream);
         pointers_.push_back(at - low);
         continue;
       }
-      std::uint8_t* dense = dense_.data();
-      for (std::ptrdiff_t y = 0; y < host.height; ++y)
-        for (std::ptrdiff_t x = 0; x < columns; ++x)
-          for (std::ptrdiff_t c = 0; c < channels; ++c, dense += sample)
-            std::memcpy(dense, first + y * from.row + x * from.column + c * from.channel, sample);
+      copy_dense(host, frame, format, dense_.data(), 0, host.height);
       cuda::copy_to_device(at, dense_.data(), size, stream);
       stream.synchronize();  // the next frame takes its place
       pointers_.push_back(at);

@@ -22,6 +22,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("instruction_sets", &instruction_sets);
   m.def("cuda_devices", &kizu::cuda::device_count);
   kizu::bind_prepare(m);
+  kizu::bind_replay(m);
   kizu::bind_score(m);
   kizu::bind_smooth_map(m);
 }

@@ -15,13 +15,13 @@
 #include "core/check.h"
 #include "py/arrays.h"
 #include "py/device.h"
+#include "py/score_spec.h"
 
 namespace py = pybind11;
 
 namespace {
 
 using kizu::check;
-using kizu::Reduce;
 using kizu::ScoreRule;
 
 constexpr py::ssize_t kMost = 1 << 20;  // images, or channels
@@ -33,18 +33,6 @@ struct Shape {
 
 std::ostream& operator<<(std::ostream& to, const Shape& shape) {
   return to << std::string(py::str(shape.array.attr("shape")));
-}
-
-ScoreRule rule_called(const std::string& name) {
-  if (name == "residual_feature") return ScoreRule::residual_feature;
-  if (name == "residual_logit") return ScoreRule::residual_logit;
-  check(name == "logit", "no rule is called '", name, "'");
-  return ScoreRule::logit;
-}
-
-Reduce reduction_called(const std::string& name) {
-  check(name == "max" || name == "mean", "reduce is '", name, "', but must be 'max' or 'mean'");
-  return name == "max" ? Reduce::max : Reduce::mean;
 }
 
 float* as_output(const char* name, py::array& out, std::initializer_list<py::ssize_t> shape) {
@@ -62,7 +50,7 @@ float* as_output(const char* name, py::array& out, std::initializer_list<py::ssi
 class Score {
  public:
   Score(const std::string& rule, double weight, const std::string& reduce, int threads, const std::string& device)
-      : spec_{rule_called(rule), weight, false, 1, reduction_called(reduce)},
+      : spec_{kizu::rule_called(rule), weight, false, 1, kizu::reduction_called(reduce)},
         pool_(threads),
         cuda_(kizu::cuda_side<CudaScratch>(device)) {
     check(weight >= 0 && weight <= 1, "weight is ", weight, ", but must lie in [0, 1]");

@@ -1,10 +1,12 @@
 """The native operations. They check what they are given and release the GIL while they work."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kizu.engine import ExecutionContext
 
 def instruction_sets() -> list[str]:
     """Instruction sets of this build that this processor has, best first; KIZU_SIMD names one to use."""
@@ -12,30 +14,24 @@ def instruction_sets() -> list[str]:
 def cuda_devices() -> int:
     """CUDA devices that the driver offers; 0 without a driver or where kizu was built without CUDA."""
 
+class CudaDevice(TypedDict):
+    """A CUDA device: compute capability like "8.7", versions like 13000, whether it shares the host's memory."""
+
+    name: str
+    compute_capability: str
+    driver: int
+    runtime: int
+    integrated: bool
+
+def cuda_device() -> CudaDevice:
+    """The current CUDA device; raises ValueError that says why there is none."""
+
 class Prepare:
     """``prepare`` for one spec; see kizu.prepare.Preparer. Raises ValueError or TypeError on a mismatch."""
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        bit_depth: int,
-        bgr: bool,
-        bayer: str,
-        packing: str,
-        size: tuple[int, int],
-        resize: tuple[int, int],
-        crop: tuple[int, int, int, int] | None,
-        tiles: tuple[int, int, int],
-        boxes: bool,
-        rotations: int,
-        pool: bool,
-        tables: Sequence[NDArray[np.float32]],
-        lines: Sequence[tuple[float, float]],
-        affine: Sequence[tuple[np.float32, np.float32]],
-        threads: int,
-        device: str,
-    ) -> None: ...
+    def __init__(self, spec: dict[str, Any], *, threads: int, device: str) -> None:
+        """Take the spec as kizu.prepare.native_spec gives it."""
+
     def run(
         self,
         frames: NDArray[Any] | Sequence[NDArray[Any]],
@@ -64,6 +60,60 @@ class Score:
         views: int,
     ) -> None:
         """Write the scores (images / views) of x, x_hat, f, f_hat and logit, and the maps (images, height, width)."""
+
+class Replay:
+    """Frames to scores as one CUDA graph; see kizu.cuda_pipeline. Used by one thread at a time.
+
+    Raises ValueError or TypeError for what does not fit, RuntimeError if CUDA fails, and what ``bind`` and its contexts
+    raise. Missing where kizu was built without CUDA.
+    """
+
+    def __init__(
+        self,
+        *,
+        prepare: dict[str, Any],
+        half: bool,
+        rule: str,
+        weight: float,
+        reduce: str,
+        inputs: int,
+        input: str,
+        outputs: Sequence[tuple[str, int]],
+        workspace: int,
+        threads: int,
+        bind: Callable[[int, dict[str, int], int], ExecutionContext],
+    ) -> None:
+        """Allocate for ``inputs`` images; ``threads`` copy frames on the host.
+
+        ``outputs`` are names and bytes of one image; ``bind`` is given the number of images, the tensors' addresses and
+        that of the workspace.
+        """
+
+    def frame_buffer(self, height: int, width: int) -> NDArray[Any]:
+        """Pinned memory of one frame of this size, as an array that keeps it alive; another one for another size."""
+
+    def scores(self) -> NDArray[np.float32]:
+        """The pinned memory (inputs,) that ``finish`` finds the scores in."""
+
+    def maps(self) -> NDArray[np.float32]:
+        """The pinned memory (inputs, height, width) of the maps."""
+
+    def start(self, frames: tuple[object, ...], boxes: Sequence[tuple[int, int, int, int]], map: bool) -> float:
+        """Launch what scores the frames; the seconds that took. Frames may change once it returns."""
+
+    def finish(self) -> float:
+        """Wait for the result; the seconds that took."""
+
+    def close(self) -> None:
+        """Free all of it, after what is running; nothing if it is closed."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the device stopped answering."""
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Graphs captured, graphs launched, and launches whose prepare kernels were given other arguments first."""
 
 class SmoothMap:
     """``smooth_map`` for one geometry; see kizu.heat_map.MapSmoother. Raises ValueError or TypeError on a mismatch."""

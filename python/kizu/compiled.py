@@ -1,8 +1,9 @@
 """Compiled engines, cached on this machine, each proved against the bundle's golden scores before it is used.
 
 An entry of the cache is a folder named by a digest of all that the compiled engine depends on: graph, golden scores,
-engine and version, processor, precision, threads, batch. It holds the compiled engine and ``proof.json``: the largest
-deviation from the golden scores, the verdict and the measured time. A refusal is kept too, so that it costs once.
+engine and version, processor or GPU, precision, threads, batch. It holds the compiled engine and ``proof.json``: the
+largest deviation from the golden scores, the verdict and the measured time. A refusal is kept too, so that it costs
+once. An engine that another machine compiled is proved and kept like one that was compiled here.
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import kizu
+from kizu import engine_file
 from kizu.bundle import TOLERANCES
-from kizu.engine import BuildOptions, Engine, processor
+from kizu.engine import BuildOptions, CudaEngine, Engine
 from kizu.errors import EngineError
-from kizu.pipeline import Pipeline
+from kizu.pipeline import engine_batch, open_pipeline
 from kizu.user_cache import user_cache
 
 if TYPE_CHECKING:
     from kizu.bundle import Bundle
+    from kizu.prepare import PrepareSpec
 
 _BUILT = "engine"
 _PROOF = "proof.json"
@@ -73,6 +76,28 @@ def default_cache() -> Path:
     return Path(os.environ["KIZU_CACHE"]) if os.environ.get("KIZU_CACHE") else user_cache()
 
 
+def options_for(
+    engine: type[Engine],
+    spec: PrepareSpec,
+    *,
+    threads: int,
+    batch: tuple[int, int, int],
+    compute_capability: str | None = None,
+    workspace: int | None = None,
+    timing_cache: str | None = None,
+) -> BuildOptions:
+    """Options for ``batch`` frames (smallest, the one to be fastest at, largest); their precision is still to be set.
+
+    A frame is as many inputs of the engine as ``prepare`` makes of it.
+    """
+    low, best, high = batch
+    if "min_batch" in engine.takes:  # the others compile for any batch
+        low, best = engine_batch(spec, low), engine_batch(spec, best)
+    return BuildOptions(
+        "fp32", threads, engine_batch(spec, high), low, best, compute_capability, workspace, timing_cache
+    )
+
+
 def compiled(
     bundle: Bundle,
     engine: type[Engine],
@@ -81,6 +106,7 @@ def compiled(
     cache: Path,
     *,
     among: Collection[str] = tuple(TOLERANCES),
+    built: Path | None = None,
 ) -> Compiled:
     """Return the bundle's engine in the cache, compiled and proved now if it is not there.
 
@@ -91,15 +117,16 @@ def compiled(
         options: threads and batch; its precision is not read.
         cache: the cache's folder.
         among: the precisions that "auto" may choose from.
+        built: an engine file to use in place of compiling; its precision and batches are taken.
 
     Raises:
         EngineError: the precision is unknown, unsupported here or refused (with the figures); with "auto", no
-            precision passed.
+            precision passed; the engine file is not for this bundle, engine or machine.
     """
-    manifest = bundle.manifest
-    can = [
-        p for p, variant in engine.variants.items() if variant in manifest.graphs and p in manifest.golden.tolerances
-    ]
+    if built is not None:
+        options = _given(bundle, engine, precision, options, built)
+        return _passed(bundle, engine, options.precision, options, cache, built)
+    can = precisions(bundle, engine)
     if precision != "auto":
         if precision not in can:
             raise EngineError(
@@ -123,9 +150,55 @@ def compiled(
     return min(passed, key=lambda entry: entry.proof.seconds)
 
 
-def _passed(bundle: Bundle, engine: type[Engine], precision: str, options: BuildOptions, cache: Path) -> Compiled:
+def precisions(bundle: Bundle, engine: type[Engine]) -> list[str]:
+    """The precisions that an engine can run of a bundle, by its graphs and tolerances."""
+    manifest = bundle.manifest
+    return [
+        p for p, variant in engine.variants.items() if variant in manifest.graphs and p in manifest.golden.tolerances
+    ]
+
+
+def _given(bundle: Bundle, engine: type[Engine], precision: str, options: BuildOptions, built: Path) -> BuildOptions:
+    """The options of an engine file; raises EngineError unless it is for this bundle, engine, machine and use."""
+    failure = f"could not load the compiled engine {built}"
+    if not issubclass(engine, CudaEngine):
+        raise EngineError(
+            f"{failure}: {engine.name} takes no engine files, since it compiles on the machine that it runs on; leave "
+            "the engine file out"
+        )
+    header, _ = engine_file.read(built)
+    manifest = bundle.manifest
+    low, best, high = header.batch
+    one, most = engine_batch(manifest.prepare, 1), options.max_batch
+    reason = engine.cannot_load(header)
+    if reason is None and precision not in ("auto", header.precision):
+        reason = f"it computes in {header.precision}, but {precision} is asked for"
+    if reason is None and header.precision not in precisions(bundle, engine):
+        reason = f"it computes in {header.precision}, but the bundle has {', '.join(precisions(bundle, engine))}"
+    if reason is None:
+        graph = manifest.members[manifest.graphs[engine.variants[header.precision]]]
+        if header.graph != graph.sha256:
+            reason = "it was compiled from another graph than this bundle's; build it from this bundle"
+    if reason is None and not low <= one <= most <= high:
+        reason = (
+            f"it takes {low} to {high} inputs at once, but {one} to {most} are needed; load with a smaller max_batch, "
+            "or build it for more"
+        )
+    if reason is not None:
+        raise EngineError(f"{failure}: {reason}")
+    return replace(options, precision=header.precision, min_batch=low, opt_batch=best, max_batch=high)
+
+
+def _passed(
+    bundle: Bundle,
+    engine: type[Engine],
+    precision: str,
+    options: BuildOptions,
+    cache: Path,
+    given: Path | None = None,
+) -> Compiled:
     """An engine that has proved itself; raises EngineError with the reason if it cannot."""
-    entry = _prove(bundle, engine, BuildOptions(precision, options.threads, options.max_batch), cache)
+    entry = _prove(bundle, engine, replace(options, precision=precision), cache, given)
     if entry.proof.refusal is not None:
         raise EngineError(entry.proof.refusal)
     return entry
@@ -133,11 +206,13 @@ def _passed(bundle: Bundle, engine: type[Engine], precision: str, options: Build
 
 def _key(bundle: Bundle, engine: type[Engine], options: BuildOptions) -> str:
     manifest = bundle.manifest
+    # Neither decides what a GPU's engine computes: threads compile it, and a timing cache makes that quick.
+    without = {"threads", "timing_cache"} if issubclass(engine, CudaEngine) else set()
     depends = {
         "kizu": kizu.__version__,
         "engine": [engine.name, engine.version()],
-        "processor": processor(),
-        "options": asdict(options),
+        "machine": engine.machine(),
+        "options": {name: value for name, value in asdict(options).items() if name not in without},
         "graph": manifest.members[manifest.graphs[engine.variants[options.precision]]].sha256,
         "prepare": manifest.prepare.as_dict(),
         "scoring": [manifest.scoring, manifest.weight],
@@ -166,10 +241,15 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _prove(bundle: Bundle, engine: type[Engine], options: BuildOptions, cache: Path) -> Compiled:
+def _prove(bundle: Bundle, engine: type[Engine], options: BuildOptions, cache: Path, given: Path | None) -> Compiled:
     folder = cache / "engines" / engine.name / _key(bundle, engine, options)
     proof = _read(folder)
+    if proof is not None and given is not None and proof.built_sha256 != _sha256(given):
+        proof = None
     if proof is None:
+        reason = engine.cannot_build(options) if given is None else None
+        if reason is not None:
+            raise EngineError(f"{engine.name} cannot compile here: {reason}")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             work = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
@@ -178,15 +258,17 @@ def _prove(bundle: Bundle, engine: type[Engine], options: BuildOptions, cache: P
                 f"the cache of compiled engines {cache} cannot be written: {error}; set KIZU_CACHE to a folder that can"
             ) from error
         try:
-            proof = _compile(bundle, engine, options, work)
+            proof = _compile(bundle, engine, options, work, given)
+            if given is not None and proof.refusal is not None:
+                raise EngineError(f"{given}: {proof.refusal}")  # says nothing of one that is compiled here
             (work / _PROOF).write_text(json.dumps(asdict(proof), indent=1), encoding="utf-8")
             try:
                 work.rename(folder)
             except OSError:
                 found = _read(folder)
-                if found is not None:  # another process was faster; its entry is as good
+                if found is not None and given is None:  # another process was faster; its entry is as good
                     proof = found
-                else:  # an entry that is not whole
+                else:  # an entry that is not whole, or another engine than the one given
                     shutil.rmtree(folder, ignore_errors=True)
                     work.rename(folder)
         finally:
@@ -194,29 +276,29 @@ def _prove(bundle: Bundle, engine: type[Engine], options: BuildOptions, cache: P
     return Compiled(engine, options, folder / _BUILT, proof)
 
 
-def _compile(bundle: Bundle, engine: type[Engine], options: BuildOptions, work: Path) -> Proof:
-    """Compile into ``work`` and score the golden frames."""
+def _compile(bundle: Bundle, engine: type[Engine], options: BuildOptions, work: Path, given: Path | None) -> Proof:
+    """Compile into ``work``, or take what is given, and score the golden frames."""
     graph, built = work / "graph.onnx", work / _BUILT
-    graph.write_bytes(bundle.graph(engine.variants[options.precision]))
-    engine.build(graph, built, options)
-    graph.unlink()
+    if given is None:
+        graph.write_bytes(bundle.graph(engine.variants[options.precision]))
+        engine.build(graph, built, options)
+        graph.unlink()
+    else:
+        shutil.copyfile(given, built)
     manifest = bundle.manifest
     scores, seconds = [], []
-    with engine(built, options) as loaded:
-        pipeline = Pipeline(
-            loaded,
-            manifest.prepare,
-            manifest.scoring,
-            threads=options.threads,
-            weight=manifest.weight,
-        )
+    with (
+        engine(built, options) as loaded,
+        open_pipeline(
+            loaded, manifest.prepare, manifest.scoring, threads=options.threads, weight=manifest.weight
+        ) as pipeline,
+    ):
         for frame in bundle.golden_frames():
             whole = [(0, 0, frame.shape[1], frame.shape[0])] if manifest.prepare.boxes else None
             for _ in range(2):  # a frame of a new size pays for its weights; the second run is the line's
                 score, timing = pipeline.run([frame], boxes=whole)
             scores.append(float(score[0]))
             seconds.append(sum(timing))
-        pipeline.close()
     golden, unit = manifest.golden, manifest.calibration.deviation()
     difference = float(np.max(np.abs(np.array(scores) - np.array(golden.scores))))  # NaN stays NaN
     deviation, tolerance = difference / unit if unit > 0 else np.inf, golden.tolerances[options.precision]

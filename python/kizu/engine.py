@@ -10,9 +10,9 @@ import os
 import pkgutil
 import platform
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from kizu.errors import EngineError
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from kizu.engine_file import Header
 
     Buffers = Mapping[str, NDArray[np.float32]]
 
@@ -42,11 +45,21 @@ class BuildOptions:
         precision: the arithmetic: "fp32", "bf16", "fp16", "int8" or "int8+fp16".
         threads: threads the engine may use (>= 1).
         max_batch: the largest batch it will be run with (>= 1).
+        min_batch, opt_batch: the smallest batch, and the one to be fastest at; an engine that compiles for batches of
+            any size takes 1 alone.
+        compute_capability: the GPU to compile for, e.g. "8.6", where it is not this machine's.
+        workspace: the most MiB of device memory that a kernel may work in, besides the graph's own tensors.
+        timing_cache: file of measured kernels, read and extended, that makes the next build quick and alike.
     """
 
     precision: str
     threads: int = 1
     max_batch: int = 1
+    min_batch: int = 1
+    opt_batch: int = 1
+    compute_capability: str | None = None
+    workspace: int | None = None
+    timing_cache: str | None = None
 
 
 class Runner(Protocol):
@@ -56,12 +69,31 @@ class Runner(Protocol):
         """Compute the bound outputs from the bound inputs; releases the GIL, allocates nothing of its own."""
 
 
+class DeviceTensor(NamedTuple):
+    """Device memory of a graph's input or output: address, shape, NumPy dtype name; C-contiguous."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class ExecutionContext(Protocol):
+    """A graph bound to tensors of one batch size on a CUDA device. It must outlive what was captured of it."""
+
+    def enqueue(self, stream: int) -> None:
+        """Put the computation on the CUDA stream of this handle, without waiting; raises EngineError."""
+
+    def capturable(self, stream: int) -> bool:
+        """Whether ``enqueue`` may be captured into a CUDA graph, once it has run."""
+
+
 class Engine(ABC):
     """One compiled graph. A context manager; used by one thread at a time."""
 
-    name: ClassVar[str]  # its file's name
+    name: ClassVar[str]
     package: ClassVar[str]  # what it imports
     install: ClassVar[str]  # how to get it
+    takes: ClassVar[frozenset[str]] = frozenset()  # the fields of BuildOptions behind max_batch that it honours
     # precision -> the bundle's graph variant that it runs, in the order of falling accuracy
     variants: ClassVar[Mapping[str, str]]
 
@@ -80,6 +112,26 @@ class Engine(ABC):
     def unsupported(precision: str) -> str | None:
         """Why the engine cannot compute in this precision on this machine, or None if it can."""
 
+    @classmethod
+    def cannot_build(cls, options: BuildOptions) -> str | None:
+        """Why ``build`` cannot compile with these options on this machine, or None if it can."""
+        return cls.no_option(options) or cls.unavailable()
+
+    @classmethod
+    def no_option(cls, options: BuildOptions) -> str | None:
+        """The option among these that the engine would ignore, or None."""
+        for item in fields(BuildOptions):
+            if item.default is not MISSING and item.name not in {"threads", "max_batch", *cls.takes}:
+                value = getattr(options, item.name)
+                if value != item.default:
+                    return f"{cls.name} has no option {item.name} (given: {value}); leave it out"
+        return None
+
+    @staticmethod
+    def machine() -> str:
+        """What a compiled engine depends on besides its package: the processor, or the GPU and its driver."""
+        return processor()
+
     @staticmethod
     @abstractmethod
     def build(graph: Path, out: Path, options: BuildOptions) -> None:
@@ -93,18 +145,48 @@ class Engine(ABC):
         """Load what ``build`` wrote with the same options; raises EngineError."""
 
     @abstractmethod
-    def bind(self, inputs: Buffers, outputs: Buffers) -> Runner:
-        """Bind C-contiguous arrays of one batch size to the graph's inputs and outputs, by name."""
-
-    @abstractmethod
     def close(self) -> None:
         """Release the engine's memory; a second call does nothing."""
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class CpuEngine(Engine):
+    """An engine that computes from host memory to host memory."""
+
+    @abstractmethod
+    def bind(self, inputs: Buffers, outputs: Buffers) -> Runner:
+        """Bind C-contiguous arrays of one batch size to the graph's inputs and outputs, by name."""
+
+
+class CudaEngine(Engine):
+    """An engine that computes from device memory to device memory on a CUDA stream.
+
+    What ``build`` writes is an engine file (``kizu.engine_file``), which other machines with the same package and the
+    compute capability that it was built for can load.
+
+    Attributes:
+        workspace: bytes of device memory that one context works in while it runs.
+    """
+
+    workspace: int
+
+    @classmethod
+    @abstractmethod
+    def cannot_load(cls, header: Header) -> str | None:
+        """Why an engine file with this header cannot be used on this machine, or None if it can."""
+
+    @abstractmethod
+    def context(self, tensors: Mapping[str, DeviceTensor], workspace: int) -> ExecutionContext:
+        """Bind tensors of one batch size to the graph's inputs and outputs, by name.
+
+        ``workspace`` is the address of as many bytes of device memory, 256-byte aligned, which contexts that never run
+        at the same time may share. Contexts end before the engine is closed. Raises EngineError.
+        """
 
 
 def missing(package: str, install: str) -> str | None:
@@ -119,16 +201,19 @@ def missing(package: str, install: str) -> str | None:
 
 
 # GPU engines first: where one is installed and has a device, it is what the user installed it for.
-PREFERENCE = ("tensorrt", "tensorrt_rtx", "openvino", "onnxruntime")
+PREFERENCE = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 
 
 def engines() -> dict[str, type[Engine]]:
     """The engines kizu knows, by name, in order of preference. Importing them loads no engine package."""
     import kizu.engines
 
-    names = [m.name for m in pkgutil.iter_modules(kizu.engines.__path__)]
-    names.sort(key=lambda name: (PREFERENCE.index(name) if name in PREFERENCE else len(PREFERENCE), name))
-    return {name: importlib.import_module(f"kizu.engines.{name}").ENGINE for name in names}
+    found: dict[str, type[Engine]] = {}
+    for module in pkgutil.iter_modules(kizu.engines.__path__):
+        for engine in importlib.import_module(f"kizu.engines.{module.name}").ENGINES:
+            found[engine.name] = engine
+    order = {name: i for i, name in enumerate(PREFERENCE)}
+    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
 def choose(name: str = "auto") -> type[Engine]:

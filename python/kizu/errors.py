@@ -23,6 +23,10 @@ class EngineError(KizuError):
     """An engine is missing, refused an option, or failed to reproduce the golden scores."""
 
 
+class DeviceLostError(EngineError):
+    """The GPU stopped answering; the process must be started anew."""
+
+
 class ThresholdError(KizuError, ValueError):
     """A threshold cannot be computed from the scores at hand, or is missing."""
 

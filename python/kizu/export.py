@@ -27,7 +27,7 @@ from kizu.data.prepared import PreparedImages
 from kizu.engine import BuildOptions
 from kizu.engines.onnxruntime import OnnxRuntime
 from kizu.errors import ThresholdError, TrainingError
-from kizu.pipeline import Pipeline
+from kizu.pipeline import open_pipeline
 from kizu.prepare import Preparer, PrepareSpec, frame_digest
 from kizu.run_folder import load_file
 from kizu.settings import CHECKPOINT, RULES, epoch_file, read_settings
@@ -294,8 +294,5 @@ def _running(
     options = BuildOptions(name)
     OnnxRuntime.build(source, built, options)
     rule, weight = scoring
-    pipeline = Pipeline(OnnxRuntime(built, options), spec, rule, threads=1, weight=weight)
-    try:
+    with OnnxRuntime(built, options) as engine, open_pipeline(engine, spec, rule, weight=weight) as pipeline:
         yield lambda frames: np.array([float(pipeline.run([frame])[0][0]) for frame in frames])
-    finally:
-        pipeline.close()

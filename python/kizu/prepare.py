@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
@@ -30,6 +30,7 @@ Device = Literal["cpu", "cuda"]
 BitDepth = Literal[8, 10, 12, 14, 16]
 Frame: TypeAlias = "NDArray[np.uint8] | NDArray[np.uint16]"
 Frames: TypeAlias = "Frame | Sequence[Frame]"
+AnyFrame: TypeAlias = "Frame | DeviceFrame"
 Box: TypeAlias = tuple[int, int, int, int]
 MAX_FRAME_SIDE = 32768
 MAX_VIEWS = 4096
@@ -324,26 +325,7 @@ class Preparer:
     ) -> None:
         self.spec = spec
         self.pixel_format = found = spec.pixel_format(pixel_format)
-        tiles = spec.tiles or Tiles(1, 1)
-        self._op = _core.Prepare(
-            channels=found.channels,
-            bit_depth=found.bit_depth,
-            bgr=found.bgr,
-            bayer=found.bayer,
-            packing=found.packing,
-            size=spec.size,
-            resize=spec.resize or spec.size,
-            crop=spec.crop,
-            tiles=(tiles.rows, tiles.columns, tiles.overlap),
-            boxes=spec.boxes,
-            rotations=spec.rotations,
-            pool=spec.pool,
-            tables=spec.tables,
-            lines=spec.lines,
-            affine=spec.affine,
-            threads=threads,
-            device=device,
-        )
+        self._op = _core.Prepare(native_spec(spec, found), threads=threads, device=device)
 
     def __call__(
         self, frames: Frames, out: NDArray[np.float32] | NDArray[np.float16], *, boxes: Sequence[Box] | None = None
@@ -395,42 +377,76 @@ class Preparer:
 
     def check(self, frame: object, *, boxes: Sequence[Box] | None = None) -> None:
         """Raise FrameError unless ``frame`` is what the model expects, and the boxes lie in it."""
-        spec, expects = self.spec, self.pixel_format
-        expected = f"the model expects a {expects.dtype} {spec.color} frame of shape {expects.shapes}"
-        if not isinstance(frame, np.ndarray):
-            raise FrameError(f"the frame is a {type(frame).__name__}, but {expected} as a NumPy array")
-        if frame.dtype != expects.dtype:
-            order = " in the other byte order" if frame.dtype.newbyteorder("=") == expects.dtype else ""
-            raise FrameError(f"the frame's dtype is {frame.dtype}{order}, but {expected}")
-        if not expects.is_shape(frame.shape):
-            raise FrameError(f"the frame's shape is {frame.shape}, but {expected}")
-        height, width = expects.size(frame.shape)
-        if not height or not width:
-            raise FrameError(f"the frame's shape is {frame.shape}: it has no pixels; {expected}")
-        if max(height, width) > MAX_FRAME_SIDE:
-            raise FrameError(f"the frame's shape is {frame.shape}, but a side may have {MAX_FRAME_SIDE} pixels at most")
-        if expects.packing and frame.shape[1] > 1 and frame.strides[1] != 1:
-            raise FrameError(f"the frame's strides are {frame.strides}, but the bytes of a packed row must be adjacent")
-        if expects.bayer and min(height, width) < 2:
-            raise FrameError(f"the frame's shape is {frame.shape}, but a Bayer pattern has 2 x 2 pixels")
-        if spec.crop is not None and (spec.crop[2] > width or spec.crop[3] > height):
+        check_frame(frame, self.spec, self.pixel_format, boxes=boxes)
+
+
+class DeviceFrame(Protocol):
+    """A frame in a CUDA device's memory, of any library: it has ``__dlpack__`` or ``__cuda_array_interface__``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # noqa: D102
+        ...
+
+
+def native_spec(spec: PrepareSpec, found: PixelFormat) -> dict[str, Any]:
+    """The spec and the format of its frames as the native operations take them."""
+    tiles = spec.tiles or Tiles(1, 1)
+    return {
+        "channels": found.channels,
+        "bit_depth": found.bit_depth,
+        "bgr": found.bgr,
+        "bayer": found.bayer,
+        "packing": found.packing,
+        "size": spec.size,
+        "resize": spec.resize or spec.size,
+        "crop": spec.crop,
+        "tiles": (tiles.rows, tiles.columns, tiles.overlap),
+        "boxes": spec.boxes,
+        "rotations": spec.rotations,
+        "pool": spec.pool,
+        "tables": spec.tables,
+        "lines": spec.lines,
+        "affine": spec.affine,
+    }
+
+
+def check_frame(frame: object, spec: PrepareSpec, expects: PixelFormat, *, boxes: Sequence[Box] | None = None) -> None:
+    """Raise FrameError unless ``frame`` is what the model expects in this format, and the boxes lie in it."""
+    expected = f"the model expects a {expects.dtype} {spec.color} frame of shape {expects.shapes}"
+    if not isinstance(frame, np.ndarray):
+        raise FrameError(f"the frame is a {type(frame).__name__}, but {expected} as a NumPy array")
+    if frame.dtype != expects.dtype:
+        order = " in the other byte order" if frame.dtype.newbyteorder("=") == expects.dtype else ""
+        raise FrameError(f"the frame's dtype is {frame.dtype}{order}, but {expected}")
+    if not expects.is_shape(frame.shape):
+        raise FrameError(f"the frame's shape is {frame.shape}, but {expected}")
+    height, width = expects.size(frame.shape)
+    if not height or not width:
+        raise FrameError(f"the frame's shape is {frame.shape}: it has no pixels; {expected}")
+    if max(height, width) > MAX_FRAME_SIDE:
+        raise FrameError(f"the frame's shape is {frame.shape}, but a side may have {MAX_FRAME_SIDE} pixels at most")
+    if expects.packing and frame.shape[1] > 1 and frame.strides[1] != 1:
+        raise FrameError(f"the frame's strides are {frame.strides}, but the bytes of a packed row must be adjacent")
+    if expects.bayer and min(height, width) < 2:
+        raise FrameError(f"the frame's shape is {frame.shape}, but a Bayer pattern has 2 x 2 pixels")
+    if spec.crop is not None and (spec.crop[2] > width or spec.crop[3] > height):
+        raise FrameError(
+            f"the frame is {width} pixels wide and {height} high, but the model crops the region "
+            f"(left, top, right, bottom) = {spec.crop} out of it"
+        )
+    regions = spec.crop_and_cut(height, width) if boxes is None else [_box(box) for box in boxes]
+    for left, top, right, bottom in regions:
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise FrameError(
-                f"the frame is {width} pixels wide and {height} high, but the model crops the region "
-                f"(left, top, right, bottom) = {spec.crop} out of it"
+                f"the box (left, top, right, bottom) = {(left, top, right, bottom)} does not lie in the frame, "
+                f"which is {width} pixels wide and {height} high"
             )
-        regions = spec.crop_and_cut(height, width) if boxes is None else [_box(box) for box in boxes]
-        for left, top, right, bottom in regions:
-            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-                raise FrameError(
-                    f"the box (left, top, right, bottom) = {(left, top, right, bottom)} does not lie in the frame, "
-                    f"which is {width} pixels wide and {height} high"
-                )
-            to_height, to_width = spec.resize or spec.size
-            if spec.bit_depth > 8 and (bottom - top > 256 * to_height or right - left > 256 * to_width):
-                raise FrameError(
-                    f"a region of {bottom - top} x {right - left} pixels is more than 256 times the size it is resized "
-                    f"to, {to_height} x {to_width}: too much for samples of more than 8 bits"
-                )
+        to_height, to_width = spec.resize or spec.size
+        if spec.bit_depth > 8 and (bottom - top > 256 * to_height or right - left > 256 * to_width):
+            raise FrameError(
+                f"a region of {bottom - top} x {right - left} pixels is more than 256 times the size it is resized "
+                f"to, {to_height} x {to_width}: too much for samples of more than 8 bits"
+            )
 
 
 def _whole(value: object, least: int, most: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kizu.engine import BuildOptions, Engine, Runner, TensorSpec, missing
+from kizu.engine import BuildOptions, CpuEngine, Runner, TensorSpec, missing
 from kizu.errors import EngineError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
-class OnnxRuntime(Engine):
+class OnnxRuntime(CpuEngine):
     """An ONNX Runtime session on the CPU provider."""
 
     name: ClassVar[str] = "onnxruntime"
@@ -106,4 +106,4 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, shape, _DTYPES.get(value.type, value.type))
 
 
-ENGINE = OnnxRuntime
+ENGINES = (OnnxRuntime,)

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kizu.engine import BuildOptions, Engine, Runner, TensorSpec, missing
+from kizu.engine import BuildOptions, CpuEngine, Runner, TensorSpec, missing
 from kizu.errors import EngineError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _properties(options: BuildOptions) -> dict[str, Any]:
     }
 
 
-class OpenVino(Engine):
+class OpenVino(CpuEngine):
     """A model compiled by OpenVINO's CPU plugin, with a dynamic batch."""
 
     name: ClassVar[str] = "openvino"
@@ -112,4 +112,4 @@ def _spec(port: Any) -> TensorSpec:
     return TensorSpec(port.get_any_name(), shape, str(port.get_element_type().to_dtype()))
 
 
-ENGINE = OpenVino
+ENGINES = (OpenVino,)
