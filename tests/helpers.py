@@ -12,14 +12,14 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from kizu.engine import Engine, engines
+from kizu.engine import CpuEngine, engines
 from rows import ENGINES, EngineRow
 
 PYTHON = Path(__file__).resolve().parents[1] / "python"
@@ -159,16 +159,24 @@ sys.meta_path[:] = [_Finder if finder is importlib.machinery.PathFinder else fin
 """
 
 
+def without(reason: str) -> NoReturn:
+    """Leave a test out for lack of a tool; an error where the tools must be there, as in continuous integration."""
+    if os.environ.get("KIZU_REQUIRE_TOOLS") == "1" or os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 EACH_PRECISION = [(row, precision) for row in ENGINES for precision in row.precisions]
 
 
-def installed(row: EngineRow) -> type[Engine]:
+def installed(row: EngineRow) -> type[CpuEngine]:
     engine = engines()[row.name]
+    assert issubclass(engine, CpuEngine)
     assert engine.unavailable() is None, "the development environment has every engine of the rows"
     return engine
 
 
-def supported(row: EngineRow, precision: str) -> type[Engine]:
+def supported(row: EngineRow, precision: str) -> type[CpuEngine]:
     engine = installed(row)
     reason = engine.unsupported(precision)
     if reason is not None:

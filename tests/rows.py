@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kizu import heat_map, heat_map_reference, prepare, prepare_reference, scoring, scoring_reference
 
 # How far a precision's score may lie from torch's, in standard deviations of the good calibration scores.
-TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.25}
+TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int8+fp16": 0.25}
 
 
 @dataclass(frozen=True)
@@ -103,4 +103,10 @@ ENGINES = (
         hints={"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"},
     ),
     EngineRow(name="onnxruntime", package="onnxruntime", precisions=("fp32", "fp16", "int8")),
+)
+
+# What runs on a CUDA device alone; test_tensorrt_builds.py compiles with them, test_tensorrt.py tells what they say.
+CUDA_ENGINES = (
+    EngineRow(name="tensorrt", package="tensorrt", precisions=("fp32", "fp16", "int8", "int8+fp16")),
+    EngineRow(name="tensorrt-rtx", package="tensorrt_rtx", precisions=("fp32", "fp16", "int8", "int8+fp16")),
 )

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from kizu import Bundle, bundle
+from helpers import BLOCK_IMPORTS, python_output, rewrite_bundle, without
+from kizu import Bundle, bundle, engine_file
 from kizu.cli import main
+from kizu.engine import engines
+from rows import CUDA_ENGINES
 
 
 def kizu(*arguments: object, stdin: str | None = None, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -191,6 +196,157 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert "sigma" in capsys.readouterr().err
     assert main(["info", str(tmp_path / "absent.kizu")]) == 1
     assert "no such file" in capsys.readouterr().err
+
+
+# Compiling
+
+
+def need_rtx() -> None:
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        without("tensorrt_rtx is not installed: pip install -c tools/constraints.txt tensorrt-rtx")
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_build_compiles_for_this_machine_and_says_what_was_proved(
+    engine: str, bundle_path: Path, tmp_path: Path
+) -> None:
+    import kizu as package
+
+    arguments = ("--engine", engine, "--precision", "int8", "--threads", 1, "--batch", 4)
+    done = kizu("build", bundle_path, *arguments, cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (proof,) = tmp_path.glob(f"engines/{engine}/*/proof.json")
+    found = json.loads(proof.read_text())
+    assert found["precision"] == "int8"
+    assert f"off by at most {found['deviation']:.2g} sd, 0.25 sd are allowed" in done.stdout
+    assert str(proof.with_name("engine")) in done.stdout
+    before = proof.stat().st_mtime_ns
+    with package.load(bundle_path, engine=engine, precision="int8", threads=1, max_batch=4, cache=tmp_path):
+        assert [*tmp_path.glob("engines/*/*/proof.json")] == [proof]  # what it built is what is loaded
+        assert proof.stat().st_mtime_ns == before
+
+
+def test_build_writes_an_engine_file_for_another_machine(bundle_path: Path, tmp_path: Path) -> None:
+    need_rtx()
+    bundle = tmp_path / "part.kizu"
+    bundle.write_bytes(bundle_path.read_bytes())
+    arguments = ("--engine", "tensorrt-rtx", "--precision", "int8+fp16", "--batch", "1:2:16")
+    done = kizu("build", bundle, *arguments, "--compute-capability", "8.6", cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "part.int8+fp16.sm86.engine"
+    header, plan = engine_file.read(path)
+    assert (header.precision, header.batch, header.compute_capability) == ("int8+fp16", (1, 2, 16), "8.6")
+    opened = Bundle.open(bundle)
+    assert header.graph == opened.manifest.members[opened.manifest.graphs["int8+fp16"]].sha256
+    assert len(plan) > 1000
+    for said in (
+        "1 to 16, fastest at 2",
+        "x float32 (N, 5, 32, 32)",
+        "logit float32 (N)",
+        f"--engine-file {path.name}",
+    ):
+        assert said in done.stdout
+    assert not (tmp_path / "cache").exists()
+    named = kizu(
+        "build", bundle, *arguments, "--compute-capability", "12.0", "--output", tmp_path / "named", cache=tmp_path
+    )
+    assert named.returncode == 0, named.stderr
+    assert engine_file.read(tmp_path / "named")[0].compute_capability == "12.0"
+    # What it is for is asked before it is used: there is no such GPU here, or it is another one.
+    image = save(tmp_path / "a.png", (50, 40, 3), 0)
+    for command in (("score", bundle, image), ("evaluate", bundle)):
+        used = kizu(*command, "--engine-file", tmp_path / "named", cache=tmp_path / "cache")
+        assert used.returncode == 1
+        assert used.stderr.startswith("kizu: ")
+        assert "tensorrt-rtx" in used.stderr or str(tmp_path / "named") in used.stderr
+
+
+def test_the_views_of_a_frame_are_inputs_of_the_engine(bundle_path: Path, tmp_path: Path) -> None:
+    need_rtx()
+
+    def tiled(manifest: dict[str, Any]) -> None:
+        manifest["prepare"].update(rotations=4)
+
+    bundle = rewrite_bundle(bundle_path, tmp_path / "part.kizu", edit=tiled)
+    assert Bundle.open(bundle).manifest.prepare.views == 4
+    arguments = ("--engine", "tensorrt-rtx", "--precision", "fp16", "--batch", "1:1:3", "--compute-capability", "8.9")
+    done = kizu("build", bundle, *arguments, cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert engine_file.read(tmp_path / "part.fp16.sm89.engine")[0].batch == (4, 4, 12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--batch", "2:2:4"), "--batch is 2:2:4, but must be 1:OPT:MAX"),
+        (("--batch", "1:8:4"), "but must be 1:OPT:MAX"),
+        (("--batch", "2000"), "MAX <= 1024"),
+        (("--engine", "openvino", "--batch", "1:2:4"), "openvino has no option opt_batch (given: 2); leave it out"),
+        (("--engine", "openvino", "--workspace", "5"), "openvino has no option workspace (given: 5); leave it out"),
+        (("--engine", "onnxruntime", "--timing-cache", "t"), "onnxruntime has no option timing_cache (given: t)"),
+        (("--engine", "onnxruntime", "--output", "part.engine"), "onnxruntime compiles on the machine that it runs on"),
+        (("--compute-capability", "8.6"), "name the engine to compile with for another machine"),
+        (("--engine", "tensorrt-rtx", "--compute-capability", "8.6"), "--precision is 'auto', but an engine for"),
+        (
+            ("--engine", "tensorrt-rtx", "--compute-capability", "8.6", "--precision", "bf16"),
+            "has one of fp32, fp16, int8, int8+fp16",
+        ),
+        (
+            ("--engine", "tensorrt", "--compute-capability", "8.7", "--precision", "fp16"),
+            "tensorrt has no option compute_capability (given: 8.7); leave it out",
+        ),
+        (("--engine", "onyx", "--compute-capability", "8.6"), "no engine is called 'onyx'"),
+    ],
+)
+def test_what_build_does_not_take_is_said(
+    arguments: tuple[str, ...], reason: str, bundle_path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["build", str(bundle_path), *arguments]) == 1
+    said = capsys.readouterr()
+    assert reason in said.err
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("arguments", [("--batch", "1:2"), ("--batch", "x"), ("--threads", "0"), ("--workspace", "-1")])
+def test_build_takes_whole_numbers(
+    arguments: tuple[str, ...], bundle_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["build", str(bundle_path), *arguments])
+    assert raised.value.code == 2
+    assert repr(arguments[1]) in capsys.readouterr().err
+
+
+def test_build_for_another_machine_needs_no_torch(bundle_path: Path, tmp_path: Path) -> None:
+    need_rtx()
+    script = """
+from kizu.cli import main
+arguments = ["--engine", "tensorrt-rtx", "--precision", "fp16", "--compute-capability", "8.6", "--output", sys.argv[3]]
+assert main(["build", sys.argv[2], *arguments]) == 0
+print("torch" in sys.modules, "onnx" in sys.modules, "onnxruntime" in sys.modules)
+"""
+    blocked = "torch,onnx,onnxruntime,openvino,matplotlib"
+    said = python_output(BLOCK_IMPORTS + script, blocked, bundle_path, tmp_path / "part.engine")
+    assert said.splitlines()[-1] == "False False False"
+    assert engine_file.read(tmp_path / "part.engine")[0].precision == "fp16"
+
+
+def test_an_engine_file_that_is_none_is_said_in_one_line(bundle_path: Path, engine_cache: Path, tmp_path: Path) -> None:
+    image = save(tmp_path / "a.png", (50, 40, 3), 0)
+    done = kizu("score", bundle_path, image, "--engine-file", image, cache=engine_cache)
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == f"kizu: could not load the compiled engine {image}: it is no engine file of kizu; kizu build writes one\n"
+    )
+
+
+def test_both_tensorrts_are_listed_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["engines"]) == 0
+    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    for row in CUDA_ENGINES:
+        reason = engines()[row.name].unavailable()
+        assert reason is None or reason[:40] in shown[row.name]
 
 
 def test_tolerances_are_the_documented_ones() -> None:

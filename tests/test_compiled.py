@@ -8,20 +8,23 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import kizu
-from helpers import PYTHON, python_output, read_bundle, rewrite_bundle
-from kizu import Bundle, EngineError
-from kizu.compiled import compiled, default_cache
-from kizu.engine import BuildOptions, Engine, engines
+from helpers import PYTHON, digest, python_output, read_bundle, rewrite_bundle
+from kizu import Bundle, EngineError, engine_file, pipeline
+from kizu.compiled import compiled, default_cache, options_for
+from kizu.engine import BuildOptions, CudaEngine, Engine, TensorSpec, engines
+from kizu.engine_file import Header
 from kizu.errors import ThresholdError
+from kizu.prepare import PrepareSpec
 from rows import ENGINES, TOLERANCES, EngineRow
 
 Frames = list[NDArray[np.uint8]]
@@ -393,3 +396,204 @@ def test_a_precision_without_a_tolerance_is_not_to_be_had(bundle_path: Path, tmp
         assert detector.precision != "int8"
     with pytest.raises(EngineError, match="'int8' is not to be had"):
         kizu.load(target, engine="onnxruntime", precision="int8", threads=1, cache=tmp_path / "cache")
+
+
+# Engine files: compiled on another machine, proved and kept on this one
+
+
+class Card(CudaEngine):
+    """A GPU's engine whose plan is the ONNX file, computed by ONNX Runtime."""
+
+    name = "card"
+    package = "onnxruntime"
+    install = ""
+    takes = frozenset({"min_batch", "opt_batch", "compute_capability", "timing_cache"})
+    variants: ClassVar[Mapping[str, str]] = {"fp32": "fp32", "int8": "int8", "int8+fp16": "int8+fp16"}
+    here: ClassVar[str] = "8.6"
+    builds: ClassVar[list[str]] = []
+
+    @staticmethod
+    def unavailable() -> str | None:
+        return None
+
+    @staticmethod
+    def version() -> str:
+        return "1.2"
+
+    @staticmethod
+    def unsupported(precision: str) -> str | None:
+        return None
+
+    @classmethod
+    def machine(cls) -> str:
+        return f"a card {cls.here}"
+
+    @classmethod
+    def build(cls, graph: Path, out: Path, options: BuildOptions) -> None:
+        cls.builds.append(options.precision)
+        data = graph.read_bytes()
+        batch = (options.min_batch, options.opt_batch, options.max_batch)
+        tensors = ((TensorSpec("x", (None, 5, 32, 32)),), (TensorSpec("logit", (None,)),))
+        capability = options.compute_capability or cls.here
+        header = Header(
+            cls.name,
+            cls.version(),
+            options.precision,
+            batch,
+            capability,
+            digest(data),
+            *tensors,
+            len(data),
+            digest(data),
+        )
+        engine_file.write(out, header, data)
+
+    @classmethod
+    def cannot_load(cls, header: Header) -> str | None:
+        return None if header.compute_capability == cls.here else f"it is for {header.compute_capability}"
+
+    def __init__(self, built: Path, options: BuildOptions) -> None:
+        header, plan = engine_file.read(built)
+        assert (header.precision, header.batch[2]) == (options.precision, options.max_batch)
+        self.workspace = 0
+        with tempfile.TemporaryDirectory() as folder:
+            graph = Path(folder, "graph.onnx")
+            graph.write_bytes(plan)
+            self.inner = engines()["onnxruntime"](graph, BuildOptions("fp32"))
+        self.inputs, self.outputs = header.inputs, header.outputs
+
+    def context(self, tensors: Any, workspace: int) -> Any:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def open_inner(engine: Engine, *arguments: Any, **options: Any) -> Any:
+    return pipeline.open_pipeline(engine.inner if isinstance(engine, Card) else engine, *arguments, **options)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> type[Card]:
+    monkeypatch.setattr("kizu.compiled.open_pipeline", open_inner)
+    Card.builds.clear()
+    return Card
+
+
+def make_file(bundle: Bundle, target: Path, precision: str = "int8", batch: tuple[int, int, int] = (1, 2, 8)) -> Path:
+    graph = target.with_suffix(".onnx")
+    graph.write_bytes(bundle.graph(Card.variants[precision]))
+    low, best, high = batch
+    Card.build(graph, target, BuildOptions(precision, 1, high, low, best, "8.6"))
+    Card.builds.clear()
+    return target
+
+
+def test_an_engine_file_is_proved_and_kept(card: type[Card], bundle_path: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    built = make_file(bundle, tmp_path / "part.engine", "int8+fp16")
+    options = BuildOptions("fp32", 2, 4)
+    for _ in range(2):
+        entry = compiled(bundle, card, "auto", options, tmp_path / "cache", built=built)
+        assert entry.options == BuildOptions("int8+fp16", 2, 8, 1, 2)
+        assert entry.proof.refusal is None
+        assert entry.proof.precision == "int8+fp16"
+        assert 1e-4 < entry.proof.deviation <= entry.proof.tolerance == TOLERANCES["int8+fp16"]
+        assert entry.built.read_bytes() == built.read_bytes()
+    assert card.builds == []
+    (proof,) = (tmp_path / "cache").glob("engines/card/*/proof.json")
+    # From now on it is what these options give without the file, whatever threads compile or cache helps.
+    for same in (replace(entry.options, threads=5), replace(entry.options, timing_cache="timings")):
+        found = compiled(bundle, card, "int8+fp16", same, tmp_path / "cache")
+        assert found.built == proof.with_name("engine")
+    assert card.builds == []
+    compiled(bundle, card, "int8+fp16", replace(entry.options, max_batch=9), tmp_path / "cache")
+    assert card.builds == ["int8+fp16"]
+
+
+def test_another_file_takes_the_place_of_what_was_kept(card: type[Card], bundle_path: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    first = make_file(bundle, tmp_path / "part.engine")
+    compiled(bundle, card, "int8", BuildOptions("fp32"), tmp_path / "cache", built=first)
+    header, plan = engine_file.read(first)
+    longer = bytes(plan) + b"\x72\x00"  # an empty field of ONNX: another file, the same graph
+    engine_file.write(first, replace(header, plan_size=len(longer), plan_sha256=digest(longer)), longer)
+    entry = compiled(bundle, card, "int8", BuildOptions("fp32"), tmp_path / "cache", built=first)
+    assert entry.built.read_bytes() == first.read_bytes()
+    assert len(list((tmp_path / "cache").glob("engines/card/*"))) == 1
+
+
+def test_an_engine_file_that_misses_the_golden_scores_is_refused(
+    card: type[Card], bundle_path: Path, tmp_path: Path
+) -> None:
+    target = rewrite_bundle(
+        bundle_path, tmp_path / "strict.kizu", edit=lambda m: m["golden"]["tolerances"].update(int8=0.0)
+    )
+    built = make_file(Bundle.open(target), tmp_path / "part.engine")
+    for _ in range(2):
+        with pytest.raises(EngineError, match=r"part\.engine: card 1\.2 in int8 does not reproduce the golden scores"):
+            compiled(Bundle.open(target), card, "int8", BuildOptions("fp32"), tmp_path / "cache", built=built)
+    # It says nothing of what would be compiled here, and nothing of it is left.
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() or path.name.startswith(".")] == []
+
+
+def test_an_engine_file_must_be_for_the_bundle_and_its_use(
+    card: type[Card], bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, cache = Bundle.open(bundle_path), tmp_path / "cache"
+    built = make_file(bundle, tmp_path / "part.engine")
+
+    def refused(bundle: Bundle = bundle, built: Path = built, precision: str = "int8", most: int = 1) -> str:
+        with pytest.raises(EngineError) as raised:
+            compiled(bundle, card, precision, BuildOptions("fp32", 1, most), cache, built=built)
+        assert str(raised.value).startswith(f"could not load the compiled engine {built}: ")
+        return str(raised.value)
+
+    assert "it computes in int8, but fp32 is asked for" in refused(precision="fp32")
+    assert "it takes 1 to 8 inputs at once, but 1 to 9 are needed" in refused(most=9)
+    assert "it takes 2 to 8 inputs at once, but 1 to 2 are needed" in refused(
+        built=make_file(bundle, tmp_path / "two.engine", batch=(2, 2, 8)), most=2
+    )
+    other = bundle.graph("int8") + b"\x72\x00"
+    edited = rewrite_bundle(bundle_path, tmp_path / "other.kizu", members={bundle.manifest.graphs["int8"]: other})
+    assert "it was compiled from another graph than this bundle's" in refused(Bundle.open(edited))
+
+    def forget(manifest: dict[str, Any]) -> None:
+        del manifest["golden"]["tolerances"]["int8"]
+
+    without_int8 = rewrite_bundle(bundle_path, tmp_path / "without.kizu", edit=forget)
+    assert "but the bundle has fp32, int8+fp16" in refused(Bundle.open(without_int8))
+    monkeypatch.setattr(card, "here", "8.9")
+    assert "it is for 8.6" in refused()
+    built.write_bytes(b"a text")
+    assert "no engine file of kizu" in refused()
+    built.unlink()
+    assert "No such file" in refused()
+    assert not cache.exists()
+
+
+@EACH_ENGINE
+def test_engines_of_the_processor_take_no_engine_file(row: EngineRow, bundle_path: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    built = make_file(bundle, tmp_path / "part.engine")
+    with pytest.raises(EngineError, match=f"{row.name} takes no engine files"):
+        compiled(bundle, engines()[row.name], "auto", BuildOptions("fp32"), tmp_path / "cache", built=built)
+
+
+@EACH_ENGINE
+def test_options_that_an_engine_would_ignore_are_refused_before_work_starts(
+    row: EngineRow, bundle_path: Path, tmp_path: Path, builds: list[str]
+) -> None:
+    for options in (BuildOptions("fp32", 1, 4, 2), BuildOptions("fp32", workspace=5)):
+        with pytest.raises(EngineError, match=f"{row.name} cannot compile here: {row.name} has no option "):
+            compiled(Bundle.open(bundle_path), engines()[row.name], "fp32", options, tmp_path)
+    assert builds == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_count_the_inputs_that_a_frame_makes(card: type[Card]) -> None:
+    tiled = PrepareSpec(size=(32, 32), rotations=4)
+    made = options_for(card, tiled, threads=2, batch=(1, 2, 16), compute_capability="8.6", timing_cache="t")
+    assert made == BuildOptions("fp32", 2, 64, 4, 8, "8.6", None, "t")
+    onnxruntime = engines()["onnxruntime"]
+    assert options_for(onnxruntime, tiled, threads=2, batch=(1, 1, 16)) == BuildOptions("fp32", 2, 64)

@@ -28,10 +28,10 @@ from helpers import (
     supported,
 )
 from kizu import Bundle, EngineError
-from kizu.engine import BuildOptions, Engine, choose, engines
+from kizu.engine import BuildOptions, CpuEngine, CudaEngine, choose, engines
 from kizu.method import available, get
 from kizu.prepare_reference import prepare_reference
-from rows import ENGINES, METHODS, TOLERANCES, EngineRow
+from rows import CUDA_ENGINES, ENGINES, METHODS, TOLERANCES, EngineRow
 
 BY_NAME = {row.name: row for row in ENGINES}
 METHOD = METHODS[0]
@@ -72,7 +72,7 @@ def expected(trained: Trained, bundle_path: Path, inputs: NDArray[np.float32]) -
 
 
 @pytest.fixture(params=EACH_PRECISION, ids=[f"{row.name}-{precision}" for row, precision in EACH_PRECISION])
-def loaded(request: pytest.FixtureRequest, graphs: dict[str, Path], tmp_path: Path) -> Iterator[tuple[str, Engine]]:
+def loaded(request: pytest.FixtureRequest, graphs: dict[str, Path], tmp_path: Path) -> Iterator[tuple[str, CpuEngine]]:
     row, precision = request.param
     engine = supported(row, precision)
     options = BuildOptions(precision, threads=2, max_batch=5)
@@ -84,10 +84,11 @@ def loaded(request: pytest.FixtureRequest, graphs: dict[str, Path], tmp_path: Pa
 
 
 def test_there_is_a_row_for_every_engine_and_method() -> None:
-    assert {row.name for row in ENGINES} == set(engines())
+    assert {row.name for row in (*ENGINES, *CUDA_ENGINES)} == set(engines())
     assert {row.name for row in METHODS} == set(available())
-    for row in ENGINES:
+    for row in (*ENGINES, *CUDA_ENGINES):
         engine = engines()[row.name]
+        assert issubclass(engine, CudaEngine if row in CUDA_ENGINES else CpuEngine)
         assert engine.name == row.name
         assert engine.package == row.package
         assert row.package in engine.install or "kizu[" in engine.install
@@ -105,7 +106,7 @@ def test_a_methods_graph_has_the_rows_outputs(row: Any, bundle_path: Path, graph
         assert [value.name for value in graph.input] == ["x"]
 
 
-def test_names_and_shapes(loaded: tuple[str, Engine], bundle_path: Path) -> None:
+def test_names_and_shapes(loaded: tuple[str, CpuEngine], bundle_path: Path) -> None:
     _, engine = loaded
     spec = Bundle.open(bundle_path).manifest.prepare
     (x,) = engine.inputs
@@ -116,7 +117,7 @@ def test_names_and_shapes(loaded: tuple[str, Engine], bundle_path: Path) -> None
 
 
 def test_it_computes_what_torch_computes(
-    loaded: tuple[str, Engine],
+    loaded: tuple[str, CpuEngine],
     inputs: NDArray[np.float32],
     expected: NDArray[np.float32],
     bundle_path: Path,
@@ -136,7 +137,7 @@ def test_it_computes_what_torch_computes(
             )
 
 
-def test_several_bindings_live_side_by_side(loaded: tuple[str, Engine], inputs: NDArray[np.float32]) -> None:
+def test_several_bindings_live_side_by_side(loaded: tuple[str, CpuEngine], inputs: NDArray[np.float32]) -> None:
     _, engine = loaded
     buffers = [(inputs[:n].copy(), np.empty(n, np.float32)) for n in (1, 3, 5)]
     runners = [engine.bind({"x": x}, {"logit": logit}) for x, logit in buffers]
@@ -149,7 +150,7 @@ def test_several_bindings_live_side_by_side(loaded: tuple[str, Engine], inputs: 
         np.testing.assert_array_equal(logit, before)
 
 
-def test_the_gil_is_released_while_it_runs(loaded: tuple[str, Engine]) -> None:
+def test_the_gil_is_released_while_it_runs(loaded: tuple[str, CpuEngine]) -> None:
     _, engine = loaded
     x, logit = np.zeros((64, 5, 32, 32), np.float32), np.empty(64, np.float32)
     runner = engine.bind({"x": x}, {"logit": logit})
@@ -176,7 +177,7 @@ def test_the_gil_is_released_while_it_runs(loaded: tuple[str, Engine]) -> None:
     assert moved > 3
 
 
-def test_closing_twice_is_nothing(loaded: tuple[str, Engine]) -> None:
+def test_closing_twice_is_nothing(loaded: tuple[str, CpuEngine]) -> None:
     loaded[1].close()
     loaded[1].close()  # no error
 
@@ -219,9 +220,15 @@ def test_a_file_that_is_no_engine_is_refused(row: EngineRow, data: bytes | None,
         installed(row)(tmp_path / "engine", BuildOptions("fp32"))
 
 
+@pytest.fixture
+def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kizu.engines.tensorrt._no_device", lambda: "no CUDA driver")
+
+
+@pytest.mark.usefixtures("no_device")
 def test_engines_are_offered_in_order_of_preference() -> None:
+    assert list(engines()) == ["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
     names = [name for name in engines() if name in BY_NAME]
-    assert names == ["openvino", "onnxruntime"]
     assert choose("auto").name == "openvino"
     for name in names:
         assert choose(name) is engines()[name]
@@ -244,7 +251,8 @@ class _Missing:
         return None if name.partition(".")[0] in self.names else self.find(name, package)
 
 
-@pytest.mark.parametrize("row", ENGINES, ids=lambda row: row.name)
+@pytest.mark.usefixtures("no_device")
+@pytest.mark.parametrize("row", [*ENGINES, *CUDA_ENGINES], ids=lambda row: row.name)
 def test_a_missing_engine_says_how_to_get_it(row: EngineRow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", _Missing(row.package))
     engine = engines()[row.name]
@@ -267,7 +275,8 @@ print(detector.engine, detector.score(frame).score, "torch" in sys.modules, "onn
 
 @pytest.mark.parametrize("row", ENGINES, ids=lambda row: row.name)
 def test_kizu_needs_one_engine_and_no_other(row: EngineRow, bundle_path: Path, engine_cache: Path) -> None:
-    blocked = [other.package for other in ENGINES if other is not row] + ["torch", "onnx", "matplotlib"]
+    blocked = [other.package for other in (*ENGINES, *CUDA_ENGINES) if other is not row]
+    blocked += ["torch", "onnx", "matplotlib"]
     script = BLOCK_IMPORTS + LOAD_AND_SCORE
     name, score, torch, onnx = python_output(script, ",".join(blocked), bundle_path, engine_cache, "auto").split()
     assert (name, torch, onnx) == (row.name, "False", "False")
@@ -277,11 +286,11 @@ def test_kizu_needs_one_engine_and_no_other(row: EngineRow, bundle_path: Path, e
 
 
 def test_without_any_engine_it_says_what_to_install(bundle_path: Path, engine_cache: Path) -> None:
-    blocked = ",".join([*(row.package for row in ENGINES), "tensorrt", "tensorrt_rtx", "torch"])
+    blocked = ",".join([*(row.package for row in (*ENGINES, *CUDA_ENGINES)), "torch"])
     done = python(BLOCK_IMPORTS + LOAD_AND_SCORE, blocked, bundle_path, engine_cache, "auto")
     assert done.returncode != 0
     assert 'no engine is installed. On a CPU: pip install "kizu[cpu]"' in done.stderr
-    for row in ENGINES:
+    for row in (*ENGINES, *CUDA_ENGINES):
         assert f"{row.name}: not installed" in done.stderr
 
 

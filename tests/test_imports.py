@@ -30,12 +30,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "heat_map_reference": {"heat_map", "scoring_reference"},
     "threshold": set(),
     "engine": {"engines"},  # finds them by their files' names
-    "engines": {"engine"},
+    "engine_file": {"engine"},
+    "engines": {"_core", "engine", "engine_file"},
     "bundle": {"prepare"},
-    "pipeline": {"prepare", "scoring", "engine"},
-    "compiled": {"bundle", "engine", "pipeline", "user_cache"},
+    "pipeline": {"cpu_pipeline", "cuda_pipeline", "engine", "pixel_format", "prepare", "scoring"},  # opens one
+    "cpu_pipeline": {"engine", "pipeline", "prepare"},
+    "cuda_pipeline": {"_core", "engine", "pipeline", "prepare"},
+    "pool": {"engine", "pipeline"},
+    "compiled": {"bundle", "engine", "engine_file", "pipeline", "user_cache"},
     "detector": {
-        "bundle", "compiled", "engine", "heat_map", "pipeline", "pixel_format", "prepare", "scoring", "threshold",
+        "bundle", "compiled", "engine", "engine_file", "heat_map", "pipeline", "pixel_format", "pool", "prepare",
+        "scoring", "threshold",
     },
     # training
     "layers": {"prepare"},
@@ -59,8 +64,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calibrate": {"bundle", "detector", "engine", "evaluate", "threshold"},
     "report": {"evaluate", "metrics"},
     "cli": {
-        "_core", "bundle", "calibrate", "compiled", "data", "detector", "engine", "evaluate", "export", "method",
-        "prepare", "progress", "report", "scoring", "settings", "threshold", "training",
+        "_core", "bundle", "calibrate", "compiled", "data", "detector", "engine", "engine_file", "evaluate", "export",
+        "method", "pipeline", "prepare", "progress", "report", "scoring", "settings", "threshold", "training",
     },
 }  # fmt: skip
 
@@ -74,7 +79,10 @@ MAY_NEED: dict[str, set[str]] = {
     "report": {"matplotlib"},
     "engines": {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"},
 }
-LINE = ("kizu", "detector", "bundle", "prepare", "scoring", "threshold", "engine", "pipeline", "compiled", "cli")
+LINE = (
+    "kizu", "detector", "bundle", "prepare", "scoring", "threshold", "engine", "engine_file", "pipeline", "compiled",
+    "cli",
+)  # fmt: skip
 
 
 def role(module: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: ``kizu train | export | threshold | score | evaluate | engines | data | info``.
+"""The command line: ``kizu train | export | threshold | build | score | evaluate | engines | data | info``.
 
 Exit codes: 0 done; 1 an error, said on stderr; 2 wrong usage; 3 some files could not be scored; 130 interrupted.
 """
@@ -9,8 +9,9 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,9 @@ from rich.table import Table
 import kizu
 import kizu.data
 import kizu.engine
-from kizu import _core
+from kizu import _core, compiled, engine_file
 from kizu import bundle as bundles
-from kizu.errors import DataError, KizuError, TrainingError
+from kizu.errors import DataError, EngineError, KizuError, TrainingError
 
 if TYPE_CHECKING:
     from kizu.bundle import Manifest, Threshold
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from kizu.detector import Detector
 
 EXIT_ERROR, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
+_MOST_FRAMES = 1024
+_PRECISION = "auto (fastest that proves itself), fp32, bf16, fp16, int8, int8+fp16"
 # A pipe or file has no width to fit into.
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -151,6 +154,123 @@ def threshold(options: argparse.Namespace) -> int:
     for precision, reason in left_out.items():
         err.print(f"no threshold for {precision}: {escape(reason)}")
     return 0
+
+
+def build(options: argparse.Namespace) -> int:
+    """``kizu build``."""
+    bundle = bundles.Bundle.open(options.bundle)
+    low, best, high = options.batch
+    if low != 1 or not low <= best <= high <= _MOST_FRAMES:
+        raise EngineError(
+            f"--batch is {low}:{best}:{high}, but must be 1:OPT:MAX with 1 <= OPT <= MAX <= {_MOST_FRAMES}: a detector "
+            "scores single frames, too"
+        )
+    if options.compute_capability is None and options.output is None:
+        return _build_here(bundle, options)
+    return _build_elsewhere(bundle, options)
+
+
+def _build_here(bundle: bundles.Bundle, options: argparse.Namespace) -> int:
+    """Compile for this machine into the cache, and print what was proved."""
+    engine = kizu.engine.choose(options.engine)
+    manifest, cache = bundle.manifest, compiled.default_cache()
+    entry = compiled.compiled(
+        bundle,
+        engine,
+        options.precision,
+        _build_options(bundle, engine, options),
+        cache,
+        among=manifest.threshold.values,
+    )
+    proof = entry.proof
+    table = Table(show_header=False, box=None)
+    table.add_row("[bold]engine[/]", f"{engine.name} {engine.version()}")
+    table.add_row("[bold]machine[/]", escape(engine.machine()))
+    table.add_row("[bold]precision[/]", proof.precision)
+    table.add_row(
+        "[bold]golden frames[/]",
+        f"off by at most {proof.deviation:.2g} sd, {proof.tolerance:g} sd are allowed (sd: standard deviation of the "
+        "good calibration scores)",
+    )
+    table.add_row("[bold]a frame takes[/]", f"{proof.seconds * 1e3:.2f} ms")
+    table.add_row("[bold]kept in[/]", escape(str(entry.built)))
+    out.print(table)
+    return 0
+
+
+def _build_elsewhere(bundle: bundles.Bundle, options: argparse.Namespace) -> int:
+    """Write an engine file for another machine, and print what it says of itself."""
+    if options.engine == "auto":
+        raise EngineError("name the engine to compile with for another machine, e.g. --engine tensorrt-rtx")
+    known = kizu.engine.engines()
+    engine = known.get(options.engine) or kizu.engine.choose(options.engine)  # which raises
+    if not issubclass(engine, kizu.engine.CudaEngine):
+        raise EngineError(
+            f"{engine.name} compiles on the machine that it runs on, and keeps what it compiled in the cache; leave "
+            "--compute-capability and --output out"
+        )
+    can, precision = compiled.precisions(bundle, engine), options.precision
+    if precision not in can:
+        raise EngineError(
+            f"--precision is {precision!r}, but an engine for another machine has one of {', '.join(can)}; which is "
+            "fastest shows only there"
+        )
+    path = options.output
+    if path is None:
+        target = options.compute_capability.replace(".", "")
+        path = bundle.path.with_name(f"{bundle.path.stem}.{precision}.sm{target}.engine")
+    wanted = replace(_build_options(bundle, engine, options), precision=precision)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder, f"{engine.variants[precision]}.onnx")
+        graph.write_bytes(bundle.graph(engine.variants[precision]))
+        engine.build(graph, path, wanted)
+    header, _ = engine_file.read(path)
+    table = Table(show_header=False, box=None)
+    table.add_row("[bold]engine[/]", f"{header.engine} {header.version}")
+    table.add_row("[bold]precision[/]", header.precision)
+    table.add_row("[bold]compute capability[/]", header.compute_capability)
+    table.add_row("[bold]inputs at once[/]", "{} to {}, fastest at {}".format(*(header.batch[i] for i in (0, 2, 1))))
+    for title, tensors in (("reads", header.inputs), ("writes", header.outputs)):
+        shapes = (f"{t.name} {t.dtype} ({', '.join('N' if n is None else str(n) for n in t.shape)})" for t in tensors)
+        table.add_row(f"[bold]{title}[/]", escape("; ".join(shapes)))
+    table.add_row("[bold]size[/]", f"{path.stat().st_size / 1e6:.1f} MB")
+    out.print(table)
+    out.print(
+        f"wrote {escape(str(path))}; on a machine with such a GPU and {header.engine} {header.version}, where it is "
+        f"proved when it is first loaded:\n  kizu score {escape(bundle.path.name)} FRAMES --engine-file "
+        f"{escape(path.name)}"
+    )
+    return 0
+
+
+def _build_options(
+    bundle: bundles.Bundle, engine: type[kizu.engine.Engine], options: argparse.Namespace
+) -> kizu.engine.BuildOptions:
+    return compiled.options_for(
+        engine,
+        bundle.manifest.prepare,
+        threads=options.threads or kizu.engine.default_threads(),
+        batch=options.batch,
+        compute_capability=options.compute_capability,
+        workspace=options.workspace,
+        timing_cache=None if options.timing_cache is None else str(options.timing_cache),
+    )
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    """``MIN:OPT:MAX``, or the largest alone."""
+    try:
+        numbers = [int(n) for n in text.split(":")]
+        low, best, high = (1, 1, *numbers) if len(numbers) == 1 else numbers
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MIN:OPT:MAX, e.g. 1:1:16, or a number") from error
+    return low, best, high
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def score(options: argparse.Namespace) -> int:
@@ -354,6 +474,7 @@ def _load(options: argparse.Namespace) -> Detector:
         precision=options.precision,
         threads=options.threads,
         threshold=options.threshold,
+        engine_file=options.engine_file,
     )
 
 
@@ -448,7 +569,8 @@ def _print_evaluation(found: Any, data: str, detector: Detector) -> None:
 
 def _engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default="auto", help="auto, or a name that kizu engines lists")
-    parser.add_argument("--precision", default="auto", help="auto (fastest that proves itself), fp32, bf16, fp16, int8")
+    parser.add_argument("--precision", default="auto", help=_PRECISION)
+    parser.add_argument("--engine-file", type=Path, metavar="FILE", help="what kizu build wrote for this machine's GPU")
     parser.add_argument("--threads", type=int, help="threads one frame may use (all processors)")
     parser.add_argument("--threshold", type=float, help="use this threshold instead of the bundle's")
     parser.add_argument("--convert", action="store_true", help="convert images of other modes (RGBA, CMYK ...)")
@@ -516,6 +638,25 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--labelled", metavar="DATA", help="folder with good/ and bad/, or a data set's name")
     p.add_argument("--engine", default="auto", help="engine that scores the labelled images")
     p.add_argument("--threads", type=int, help="its threads")
+
+    p = add(
+        "build",
+        build,
+        "Compile a bundle's engine and prove it on this machine; or write an engine file for another machine's GPU.",
+    )
+    p.add_argument("bundle")
+    p.add_argument("--engine", default="auto", help="auto, or a name that kizu engines lists")
+    p.add_argument("--precision", default="auto", help=_PRECISION)
+    p.add_argument(
+        "--batch", type=_batch, default="16", metavar="MIN:OPT:MAX", help="frames at once, or the most alone (1:1:16)"
+    )
+    p.add_argument(
+        "--compute-capability", metavar="X.Y", help="the GPU to compile for, e.g. 8.6; writes an engine file"
+    )
+    p.add_argument("--output", type=Path, metavar="FILE", help="engine file (beside the bundle)")
+    p.add_argument("--workspace", type=_count, metavar="MiB", help="device memory that a kernel may work in")
+    p.add_argument("--timing-cache", type=Path, metavar="FILE", help="measured kernels, read and extended")
+    p.add_argument("--threads", type=_count, help="threads that compile, and that one frame may use (all processors)")
 
     p = add("score", score, "Score images.")
     p.add_argument("bundle")
