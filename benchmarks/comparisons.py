@@ -6,7 +6,7 @@ A benchmark says which side of which comparisons it measures in its ``extra_info
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -21,27 +21,45 @@ class Comparison:
     Attributes:
         name: as printed and as given to ``tools/bench``.
         bound: "floor" (the value must be at least the limit) or "ceiling" (at most).
-        limit: the floor or ceiling.
+        limit: the floor or ceiling; None: those of ``devices`` alone.
         sides: the sides it is made of: one, whose value it is, or two, of which it is second / first.
         amx_only: the limit binds on processors with AMX; elsewhere the value is printed with the instruction set.
         slow: takes minutes; left out of continuous integration.
+        gpu: needs a CUDA device; milliseconds.
+        devices: its limits by a part of the GPU's name; on others, and without one, nothing binds.
     """
 
     name: str
     bound: Literal["floor", "ceiling"]
-    limit: float
+    limit: float | None
     sides: tuple[str, ...]
     amx_only: bool = False
     slow: bool = False
+    gpu: bool = False
+    devices: Mapping[str, float] = field(default_factory=dict)
 
     def value(self, sides: Sides) -> float:
         """The value from the sides of one run."""
         return sides[self.sides[0]] if len(self.sides) == 1 else sides[self.sides[1]] / sides[self.sides[0]]
 
-    def holds(self, value: float) -> bool:
-        """Whether the value keeps the limit."""
-        return value >= self.limit if self.bound == "floor" else value <= self.limit
+    def limit_on(self, device: str | None) -> float | None:
+        """The limit that binds with this GPU (None: there is none)."""
+        found = [limit for part, limit in self.devices.items() if part in (device or "")]
+        return found[0] if found else self.limit
 
+    def verdict(self, value: float | None, *, instructions: str, device: str | None) -> str:
+        """PASS, FAIL, or UNBOUND with what the machine has instead of what the limit is for."""
+        limit = self.limit_on(device)
+        if self.gpu and (device is None or (limit is None and value is not None)):
+            return f"UNBOUND {device or 'nothing ran on a GPU'}"
+        if value is None or limit is None:
+            return "FAIL"
+        if self.amx_only and not instructions.startswith("amx"):
+            return f"UNBOUND {instructions}"
+        return "PASS" if (value >= limit if self.bound == "floor" else value <= limit) else "FAIL"
+
+
+GPU_TARGETS = {"H100": 0.25, "AGX Orin": 1.5}  # ms, a frame in host memory to its score
 
 COMPARISONS = (
     Comparison("algan_int8_vs_torch", "floor", 12, ("kizu_int8", "torch_eager"), amx_only=True),
@@ -59,7 +77,17 @@ COMPARISONS = (
     Comparison("score_map_cost", "ceiling", 1.3, ("score_kizu", "score_kizu_map")),
     Comparison("cold_start", "ceiling", 0.5, ("cold_start",)),
     Comparison("detection_worst_auroc", "floor", 0.88, ("detection_worst_auroc",), slow=True),
+    *(
+        Comparison(side, "ceiling", None, (side,), gpu=True, devices=GPU_TARGETS)
+        for side in ("gpu_fp16_p50", "gpu_int8_p50", "gpu_fp16_buffer_p50", "gpu_int8_buffer_p50")
+    ),
+    Comparison("gpu_overhead", "ceiling", None, ("gpu_overhead",), gpu=True),
 )
+
+
+def gpu(benchmarks: Sequence[Mapping[str, Any]]) -> str | None:
+    """The GPU's name in pytest-benchmark's records; None if nothing ran on one."""
+    return next((r["extra_info"]["device"] for r in benchmarks if "device" in r["extra_info"]), None)
 
 
 def sides(benchmarks: Sequence[Mapping[str, Any]]) -> dict[str, float]:

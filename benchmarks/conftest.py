@@ -1,8 +1,12 @@
-"""What the benchmarks share: the bundle they measure, made once and kept in ``build/bench``."""
+"""What the benchmarks share: the bundle they measure, made once and kept in ``build/bench``.
+
+Without torch, as on a device, the GPU's benchmarks alone are collected; their bundle is ``$KIZU_BUNDLE``.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +18,6 @@ from PIL import Image
 
 import kizu
 from kizu import Detector
-from kizu.export import export
-from kizu.run_folder import load_file
-from kizu.settings import TrainingSettings, epoch_file
-from kizu.training import train
 
 THREADS = 2
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +44,9 @@ def frames() -> list[NDArray[np.uint8]]:
 @pytest.fixture(scope="session")
 def run() -> Path:
     """ALGAN-image at 256 x 256 and its published widths after 20 seeded training steps."""
+    from kizu.settings import TrainingSettings, epoch_file
+    from kizu.training import train
+
     code = hashlib.sha256()
     for path in sorted(ROOT.glob("python/kizu/**/*.py")):
         if path.parent.name in ("methods", "layers") or path.name in ("training.py", "method.py"):
@@ -73,6 +76,8 @@ def run() -> Path:
 @pytest.fixture(scope="session")
 def bundle(run: Path) -> Path:
     """The run's bundle, made anew when what writes it or its manifest has changed."""
+    from kizu.export import export
+
     code = hashlib.sha256()
     for name in ("prepare", "bundle", "export"):
         code.update((ROOT / "python" / "kizu" / f"{name}.py").read_bytes())
@@ -85,7 +90,8 @@ def bundle(run: Path) -> Path:
 @pytest.fixture(scope="session")
 def torch_discriminator(run: Path) -> object:
     """The run's network as torch trained it."""
-    from kizu.settings import read_settings
+    from kizu.run_folder import load_file
+    from kizu.settings import epoch_file, read_settings
 
     settings = read_settings(run)
     method = settings.create(settings.prepare(settings.dataset()))
@@ -109,6 +115,10 @@ def loaded(bundle: Path) -> Iterator[Callable[[str], Detector]]:
     yield load
     for detector in made.values():
         detector.close()
+
+
+if importlib.util.find_spec("torch") is None:
+    collect_ignore = [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != "test_gpu.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,7 +1,7 @@
 """Runs the comparisons of benchmarks/ and prints one line each: ``NAME value floor PASS|FAIL``.
 
-A limit that binds on AMX processors alone is printed elsewhere with the instruction set in place of the verdict. The
-records go to build/bench.json. The exit code is 1 if a value falls short or could not be measured.
+Where a limit does not bind (it is for AMX processors, or for another GPU) the verdict is UNBOUND with what the machine
+has. The records go to build/bench.json. The exit code is 1 if a value falls short or could not be measured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from comparisons import COMPARISONS, Comparison, instruction_set, sides  # noqa: E402
+from comparisons import COMPARISONS, Comparison, gpu, instruction_set, sides  # noqa: E402
 
 
 def main() -> int:
@@ -25,6 +25,13 @@ def main() -> int:
     names = [comparison.name for comparison in COMPARISONS]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"comparisons (all): {', '.join(names)}")
     parser.add_argument("--list", action="store_true", help="name the comparisons and leave")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=ROOT / "build" / "bench.json",
+        metavar="FILE",
+        help="the records (build/bench.json)",
+    )
     options = parser.parse_args()
     if options.list:
         print("\n".join(names))
@@ -36,21 +43,24 @@ def main() -> int:
 
     records = measure(chosen)
     found = sides(records)
-    instructions = instruction_set()
+    instructions, device = instruction_set(), gpu(records)
     failed, results = 0, []
     for comparison in chosen:
-        verdict, value = "FAIL", None
-        if all(side in found for side in comparison.sides):
-            value = comparison.value(found)
-            verdict = "PASS" if comparison.holds(value) else "FAIL"
-            if comparison.amx_only and not instructions.startswith("amx"):
-                verdict = f"UNBOUND {instructions}"
+        value = comparison.value(found) if all(side in found for side in comparison.sides) else None
+        limit = comparison.limit_on(device)
+        verdict = comparison.verdict(value, instructions=instructions, device=device)
         failed += verdict == "FAIL"
-        print(f"{comparison.name} {'unmeasured' if value is None else f'{value:.3g}'} {comparison.limit:g} {verdict}")
-        results.append({"name": comparison.name, "value": value, "limit": comparison.limit, "verdict": verdict})
-    output = ROOT / "build" / "bench.json"
-    report = {"comparisons": results, "sides": found, "instruction_set": instructions, "benchmarks": records}
-    output.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        shown = ("unmeasured" if value is None else f"{value:.3g}", "-" if limit is None else f"{limit:g}")
+        print(comparison.name, *shown, verdict)
+        results.append({"name": comparison.name, "value": value, "limit": limit, "verdict": verdict})
+    report = {
+        "comparisons": results,
+        "sides": found,
+        "instruction_set": instructions,
+        "device": device,
+        "benchmarks": records,
+    }
+    options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return 1 if failed else 0
 
 
@@ -62,8 +72,10 @@ def measure(chosen: list[Comparison]) -> list[dict[str, Any]]:
     raw.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "benchmarks", "--sides", wanted]
     code = subprocess.run([*command, f"--benchmark-json={raw}"], cwd=ROOT, stdout=sys.stderr).returncode
-    if code or not raw.exists():
+    if code:
         raise SystemExit(f"tools/bench: the benchmarks failed (pytest's exit code {code}); see above")
+    if not raw.exists():  # all were skipped
+        return []
     records: list[dict[str, Any]] = json.loads(raw.read_text(encoding="utf-8"))["benchmarks"]
     return records
 
