@@ -330,7 +330,8 @@ def test_launches_of_one_graph_follow_each_other_and_of_two_mix(
     cuda.check("cudaDeviceSynchronize")
     for name in "ab":
         assert [each for each in said if each[0] == name] == [name + step for step in "123"] * 10
-    assert "".join(said).count("a1b1") + "".join(said).count("b1a1") > 0  # not one after the other
+    whole = sum("".join(said).count(name + "1" + name + "2" + name + "3") for name in "ab")
+    assert whole < 20  # other launches' steps come between those of some
     for graph in graphs.values():
         cuda.check("cudaGraphExecDestroy", graph)
 
