@@ -1,0 +1,153 @@
+"""Reproduces the experiments of the papers at a size that two processor cores can do; see docs/reproduction.
+
+    .venv/bin/python tools/reproduce.py EXPERIMENT...
+
+Each training is a run of its own below --output and goes on where it stopped, also after a kill. Results go to
+--results: a CSV file with a row a run, a summary and figures for each experiment. --list names the experiments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kizu.errors import KizuError
+from reproduction import present, results
+from reproduction.experiments import EXPERIMENTS, Experiment
+from reproduction.runs import Planned, Run, Workers, check_folder, plan
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="tools/reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=", ".join(EXPERIMENTS))
+    parser.add_argument("--list", action="store_true", help="name the experiments, their runs' number, and leave")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds (an experiment's own: 0 1 2)")
+    parser.add_argument("--data", nargs="+", default=(), metavar="DATA", help="instead of the experiment's own data")
+    parser.add_argument("--variants", nargs="+", default=(), metavar="LABEL", help="only these variants")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="trainings at a time (2)")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "reproduce", help="the runs (runs/reproduce)")
+    parser.add_argument("--results", type=Path, help="the results (docs/reproduction; with --set: OUTPUT/results)")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=(),
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="settings of all trainings, for quick tries: epochs=2 limit=100",
+    )
+    options = parser.parse_args(arguments)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    if options.list:
+        for experiment in EXPERIMENTS.values():
+            console.print(f"{experiment.name:16} {experiment.title}", soft_wrap=True)
+        return 0
+    unknown = [name for name in options.experiments if name not in EXPERIMENTS]
+    if unknown or not options.experiments:
+        what = f"no experiment is called {', '.join(unknown)}" if unknown else "name at least one experiment"
+        parser.error(f"{what}; there are: {', '.join(EXPERIMENTS)}")
+    if options.jobs < 1 or any(seed < 0 for seed in options.seeds or ()):
+        parser.error("--jobs must be at least 1 and --seeds at least 0")
+    # Tries do not count as results of the experiments.
+    folder = options.results or (options.output / "results" if options.set else ROOT / "docs" / "reproduction")
+    chosen = [EXPERIMENTS[name] for name in dict.fromkeys(options.experiments)]
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _reproduce(chosen, options, folder, console)
+    except KizuError as error:
+        console.print(f"tools/reproduce.py: {error}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _reproduce(chosen: Sequence[Experiment], options: argparse.Namespace, folder: Path, console: Console) -> int:
+    plans = {
+        experiment.name: plan(
+            experiment,
+            seeds=experiment.seeds if options.seeds is None else options.seeds,
+            data=options.data,
+            variants=options.variants,
+            given=dict(options.set),
+        )
+        for experiment in chosen
+    }
+    rows: dict[Run, list[Planned]] = {}
+    for planned in sorted((row for each in plans.values() for row in each), key=lambda row: row.seed):
+        rows.setdefault(planned.run, []).append(planned)
+    for run in rows:
+        check_folder(run, options.output)
+    failed: list[Run] = []
+    left = len(rows)
+
+    def done(run: Run, error: str | None) -> None:
+        nonlocal left
+        left -= 1
+        evaluation = run.evaluation(options.output)
+        if error is not None or evaluation is None:
+            failed.append(run)
+            first = rows[run][0]
+            console.print(f"FAILED {first.data}, {first.variant}, seed {first.seed}: {error}")
+            return
+        for planned in rows[run]:
+            row = results.row_of(planned, evaluation)
+            path = folder / f"{planned.experiment}.csv"
+            results.add_row(path, row, lock=options.output / f"{planned.experiment}.lock")
+            console.print(f"{planned.experiment}: {_brief(row)}; {left} runs left", soft_wrap=True)
+
+    finished = [run for run in rows if run.evaluation(options.output) is not None]
+    for run in finished:
+        done(run, None)
+    Workers(options.output, options.jobs).bring([run for run in rows if run not in set(finished)], done)
+    for experiment in chosen:
+        _present(experiment, plans[experiment.name], options.output, folder, console)
+    return 1 if failed else 0
+
+
+def _brief(row: results.Row) -> str:
+    numbers = [f"{rule} {row[f'test_{rule}']:.3f}" for rule in results.RULES if f"test_{rule}" in row]
+    drop = f", validation drop {row['validation_drop']:.3f}" if "validation_drop" in row else ""
+    return f"{row['data']}, {row['variant']}, seed {row['seed']}: {' '.join(numbers)}{drop}, {row['seconds']:.0f} s"
+
+
+def _present(experiment: Experiment, rows: Sequence[Planned], output: Path, folder: Path, console: Console) -> None:
+    """Write and show the summary of an experiment, with all rows that its CSV file holds."""
+    page = present.page(experiment, rows, output, folder)
+    if page.head:
+        table = Table(title=f"{experiment.name}: {experiment.title}")
+        for name in page.head:
+            table.add_column(name)
+        for line in page.body:
+            table.add_row(*line)
+        console.print(table)
+    console.print(f"{experiment.name}: {', '.join(str(path) for path in page.files)}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

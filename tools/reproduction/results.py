@@ -1,0 +1,201 @@
+"""Results: a row a run in a CSV file, and the table over seeds made of it."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from kizu.run_folder import replace_file
+from reproduction.runs import Planned
+
+RULES = ("last", "labelled", "good")
+KEY = ("data", "variant", "seed")
+COLUMNS = (
+    "experiment",
+    *KEY,
+    "changes",
+    *(f"test_{rule}" for rule in RULES),
+    "test_best",  # the best of the rules' epochs
+    "test_drop",  # from the epoch that the labelled rule picked to the end
+    "validation_best",
+    "validation_last",
+    "validation_drop",
+    *(f"epoch_{rule}" for rule in RULES),
+    "epochs",
+    *(f"test_{rule}_{part}" for rule in RULES for part in ("seen", "unseen")),
+    "train_images",
+    "test_good_images",
+    "test_seen_images",
+    "test_anomalous_images",
+    "seconds",
+    "kizu",
+    "revision",
+    "dirty",
+    "torch",
+    "processor",
+    "date",
+    "recipe",
+    "digest",
+)
+Row = dict[str, Any]
+
+
+def row_of(planned: Planned, evaluation: Mapping[str, Any]) -> Row:
+    """The row of a finished run."""
+    row: Row = {
+        **{name: value for name, value in evaluation.items() if name in COLUMNS},
+        "experiment": planned.experiment,
+        "data": planned.data,
+        "variant": planned.variant,
+        "seed": planned.seed,
+        "changes": json.dumps(planned.changes, sort_keys=True),
+        "recipe": planned.run.recipe,
+    }
+    tests = [row[f"test_{rule}"] for rule in RULES if f"test_{rule}" in row]
+    if tests:
+        row["test_best"] = max(tests)
+    for name, best, last in (
+        ("test_drop", "test_labelled", "test_last"),
+        ("validation_drop", "validation_best", "validation_last"),
+    ):
+        if best in row and last in row:
+            row[name] = row[best] - row[last]
+    return row
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file, numbers as numbers, without what is empty; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [{name: _parse(name, text) for name, text in row.items() if text} for row in csv.DictReader(stream)]
+
+
+def _parse(name: str, text: str) -> Any:
+    if name.startswith(("seed", "epoch")) or name.endswith("_images"):
+        return int(text)
+    return float(text) if name.startswith(("test_", "validation_", "seconds")) else text
+
+
+def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
+    """Write a CSV file; it is whole at any moment."""
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: round(v, 6) if isinstance(v, float) else v for name, v in row.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, stream.getvalue().encode())
+
+
+def add_row(path: Path, row: Row, *, lock: Path) -> None:
+    """Add a row to a CSV file in place of the one with its key.
+
+    Rows of other seeds of the variant go too where they came of other settings: their mean would mean nothing.
+    """
+    with locked(lock):
+        kept = [
+            held
+            for held in read_rows(path)
+            if any(held[name] != row[name] for name in KEY)
+            and (any(held[name] != row[name] for name in KEY[:2]) or held.get("recipe") == row["recipe"])
+        ]
+        write_rows(path, sorted([*kept, row], key=lambda each: tuple(each[name] for name in KEY)))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock against other processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the summary: a variant's runs, on one data set or (data "all") on all."""
+
+    data: str
+    variant: str
+    rows: tuple[Row, ...]
+
+    def mean_sd(self, name: str) -> str:
+        """Mean and, of several runs, standard deviation of a column; a dash if no run has it."""
+        values = self.values(name)
+        if not values:
+            return "–"
+        return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+    def values(self, name: str) -> list[float]:
+        """A column's values."""
+        return [row[name] for row in self.rows if name in row]
+
+    def worst(self, name: str) -> str:
+        """The greatest value of a column."""
+        return f"{max(self.values(name)):.3f}" if self.values(name) else "–"
+
+    def least(self, name: str) -> str:
+        """The smallest value of a column."""
+        return f"{min(self.values(name)):.3f}" if self.values(name) else "–"
+
+
+def lines_of(rows: Sequence[Row], variants: Sequence[str], data_order: Sequence[str]) -> list[Line]:
+    """The summary's lines, in the order of the experiment."""
+    found = list(dict.fromkeys(row["data"] for row in rows))
+    data = [name for name in data_order if name in found] + sorted(set(found) - set(data_order))
+    lines = []
+    for name in data:
+        for variant in variants:
+            lines.append(Line(name, variant, tuple(r for r in rows if (r["data"], r["variant"]) == (name, variant))))
+    if len(data) > 1:
+        lines += [Line("all", variant, tuple(r for r in rows if r["variant"] == variant)) for variant in variants]
+    return [line for line in lines if line.rows]
+
+
+def table_of(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Head and body of the summary's table."""
+    head = [
+        "data",
+        "variant",
+        "runs",
+        "end of training",
+        "worst",
+        "labelled rule",
+        "good rule",
+        "drop",
+        "worst drop",
+        "worst test drop",
+    ]
+    parts = [part for part in ("seen", "unseen") if any(line.values(f"test_last_{part}") for line in lines)]
+    body = [
+        [
+            line.data,
+            line.variant,
+            str(len(line.rows)),
+            line.mean_sd("test_last"),
+            line.least("test_last"),
+            line.mean_sd("test_labelled"),
+            line.mean_sd("test_good"),
+            line.mean_sd("validation_drop"),
+            line.worst("validation_drop"),
+            line.worst("test_drop"),
+            *(line.mean_sd(f"test_last_{part}") for part in parts),
+        ]
+        for line in lines
+    ]
+    return head + [f"end, {part} parts" for part in parts], body
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table in markdown."""
+    rows = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
