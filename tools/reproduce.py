@@ -23,6 +23,7 @@ from rich.table import Table
 from kizu.errors import KizuError
 from reproduction import present, results
 from reproduction.experiments import EXPERIMENTS, Experiment
+from reproduction.page import Context
 from reproduction.runs import Planned, Run, Workers, check_folder, plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,7 +127,9 @@ def _reproduce(chosen: Sequence[Experiment], options: argparse.Namespace, folder
         done(run, None)
     Workers(options.output, options.jobs).bring([run for run in rows if run not in set(finished)], done)
     for experiment in chosen:
-        _present(experiment, plans[experiment.name], options.output, folder, console)
+        seeds = experiment.seeds if options.seeds is None else options.seeds
+        whole = [row for row in plans[experiment.name] if row.run not in failed]
+        _present(Context(experiment, whole, seeds, options.output, folder), console)
     return 1 if failed else 0
 
 
@@ -136,17 +139,18 @@ def _brief(row: results.Row) -> str:
     return f"{row['data']}, {row['variant']}, seed {row['seed']}: {' '.join(numbers)}{drop}, {row['seconds']:.0f} s"
 
 
-def _present(experiment: Experiment, rows: Sequence[Planned], output: Path, folder: Path, console: Console) -> None:
-    """Write and show the summary of an experiment, with all rows that its CSV file holds."""
-    page = present.page(experiment, rows, output, folder)
-    if page.head:
+def _present(context: Context, console: Console) -> None:
+    """Write and show the page of an experiment."""
+    experiment = context.experiment
+    tables, files = present.write_page(context)
+    for shown in tables:
         table = Table(title=f"{experiment.name}: {experiment.title}")
-        for name in page.head:
+        for name in shown.head:
             table.add_column(name)
-        for line in page.body:
+        for line in shown.body:
             table.add_row(*line)
         console.print(table)
-    console.print(f"{experiment.name}: {', '.join(str(path) for path in page.files)}", soft_wrap=True)
+    console.print(f"{experiment.name}: {', '.join(str(path) for path in files)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from kizu.run_folder import replace_file
+from reproduction.page import Table
 from reproduction.runs import Planned
 
 RULES = ("last", "labelled", "good")
@@ -161,8 +162,8 @@ def lines_of(rows: Sequence[Row], variants: Sequence[str], data_order: Sequence[
     return [line for line in lines if line.rows]
 
 
-def table_of(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Head and body of the summary's table."""
+def table_of(lines: Sequence[Line]) -> Table:
+    """The summary's table."""
     head = [
         "data",
         "variant",
@@ -192,10 +193,4 @@ def table_of(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         ]
         for line in lines
     ]
-    return head + [f"end, {part} parts" for part in parts], body
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table in markdown."""
-    rows = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return Table(head + [f"end, {part} parts" for part in parts], body)
