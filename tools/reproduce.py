@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="settings of all trainings, for quick tries: epochs=2 limit=100",
     )
     options = parser.parse_args(arguments)
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
     if options.list:
         for experiment in EXPERIMENTS.values():
             console.print(f"{experiment.name:16} {experiment.title}", soft_wrap=True)
@@ -119,13 +120,14 @@ def _reproduce(chosen: Sequence[Experiment], options: argparse.Namespace, folder
         for planned in rows[run]:
             row = results.row_of(planned, evaluation)
             path = folder / f"{planned.experiment}.csv"
-            results.add_row(path, row, lock=options.output / f"{planned.experiment}.lock")
+            results.merge_rows(path, [row], lock=options.output / f"{planned.experiment}.lock")
             console.print(f"{planned.experiment}: {_brief(row)}; {left} runs left", soft_wrap=True)
 
     finished = [run for run in rows if run.evaluation(options.output) is not None]
     for run in finished:
         done(run, None)
     Workers(options.output, options.jobs).bring([run for run in rows if run not in set(finished)], done)
+    torch.set_num_threads(1)
     for experiment in chosen:
         seeds = experiment.seeds if options.seeds is None else options.seeds
         whole = [row for row in plans[experiment.name] if row.run not in failed]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from matplotlib.ticker import MaxNLocator
+
 from kizu.run_folder import load_file
 from kizu.settings import CHECKPOINT
 from reproduction import figures
@@ -20,9 +22,10 @@ def sections(context: Context) -> list[Section]:
         label = row.variant if row.seed == context.seeds[0] else None
         panel.plot(*zip(*points, strict=True), color=color, linewidth=1.3, alpha=0.85, label=label)
     for panel, name in zip(axes, data, strict=True):
-        panel.set_title(name)
+        panel.set_title(name, fontsize=10)
         panel.set_xlabel("epoch", fontsize=9)
         panel.set_ylabel("validation AUROC", fontsize=9)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.axhline(0.5, color="#9AA5B1", linewidth=0.8, linestyle=(0, (3, 3)))
     figures.legend(figure, axes)
     path = context.file("-epochs.png")

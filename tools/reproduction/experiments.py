@@ -238,7 +238,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment(
             "toy",
             "Figure 3: two dimensions, where D's boundary can be seen",
-            "G maps latents of 100 dimensions to a normal distribution in two; G and D have three fully connected layers.",
+            "G maps latents of 100 dimensions to a normal distribution in two; each network has three fully connected "
+            "layers.",
             data=(),
             present="toy",
         ),

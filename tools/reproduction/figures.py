@@ -35,7 +35,6 @@ def panels(count: int, *, width: float = 4.0, height: float = 3.2, columns: int 
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color("#9AA5B1")
         each.tick_params(colors="#44505C", labelsize=8)
-        each.title.set_fontsize(10)
     return figure, axes
 
 
@@ -86,7 +85,7 @@ def areas(lines: Sequence[Line], path: Path) -> None:
         panel.set_xticks(range(len(group)), [line.variant if many else line.data for line in group])
         panel.tick_params(axis="x", rotation=90 if longest > 4 else 20)
         panel.set_xlim(-0.6, len(group) - 0.4)
-        panel.set_title(title)
+        panel.set_title(title, fontsize=10)
         panel.set_ylabel("test AUROC", fontsize=9)
     legend(figure, axes)
     save(figure, path)

@@ -9,7 +9,7 @@ from reproduction import figures
 from reproduction.networks import Networks, Scores
 from reproduction.page import Context, Section, Table
 
-FAKES = 512
+FAKES = 256
 
 
 def sections(context: Context) -> list[Section]:
@@ -28,7 +28,7 @@ def sections(context: Context) -> list[Section]:
             panel.stairs(heights, edges, color=color, linewidth=1.2, label=name)
             body.append([data, variant, name, str(len(scores)), f"{np.mean(scores):.2f}", f"{np.std(scores):.2f}"])
             body[-1].append("–" if name == "good" else f"{_auroc(sets['good'], scores):.3f}")
-        panel.set_title(f"{data}, {variant}")
+        panel.set_title(f"{data}, {variant}", fontsize=10)
         panel.set_xlabel("score: minus D's logit", fontsize=9)
         panel.set_ylabel("share of the kind", fontsize=9)
     figures.legend(figure, axes, columns=4)

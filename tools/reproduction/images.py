@@ -29,7 +29,7 @@ def sections(context: Context) -> list[Section]:
             panel.set_yticks([side * (i + 0.5) for i in range(len(rows))], list(rows))
             panel.set_xticks([])
             panel.grid(False)
-            panel.set_title(f"epoch {epoch}")
+            panel.set_title(f"epoch {epoch}", fontsize=10)
         figure.suptitle(f"{data}, {variant}", fontsize=11)
         path = context.file(f"-{data}-{variant}.png".replace(":", "-").replace("/", "-"))
         figures.save(figure, path)

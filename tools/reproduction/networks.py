@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kizu.data import Split
+from kizu.data import Dataset, Split
 from kizu.data.prepared import PreparedImages
 from kizu.methods.algan_image import AlganImage
 from kizu.run_folder import load_file
@@ -30,12 +30,13 @@ class Networks:
     Attributes:
         method: both, as they are trained.
         scorer: D as it scores.
-        split: the run's images.
+        dataset, split: the run's images.
         run: the run.
     """
 
     method: AlganImage
     scorer: nn.Module
+    dataset: Dataset
     split: Split
     run: Run
 
@@ -53,13 +54,12 @@ class Networks:
         scorer = method.export_module()
         if epoch is None:
             scorer.load_state_dict(load_file(epoch_file(folder, "last"))["module"])
-        return cls(method, scorer, split, run)
+        return cls(method, scorer, dataset, split, run)
 
     def images(self, part: str, *, good: bool | None = None) -> PreparedImages:
         """Images of a part of the split, all or of one kind."""
         samples = [sample for sample in getattr(self.split, part) if good is None or sample.good is good]
-        dataset = self.run.settings.dataset()
-        return PreparedImages.read(samples, self.run.settings.prepare(dataset))
+        return PreparedImages.read(samples, self.run.settings.prepare(self.dataset))
 
     def score(self, images: PreparedImages) -> Scores:
         """Scores (N,) of images."""
@@ -67,11 +67,13 @@ class Networks:
 
     @torch.no_grad()
     def fakes(self, count: int, *, sigma: float | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """At least ``count`` fake-normal and as many fake-anomalous images, as D sees them in training.
+        """``count`` fake-normal and as many fake-anomalous images, as D sees them in training.
 
         They are made batch by batch as in training: of either kind as many as there, normal latents first.
         """
-        method, generator = copy.deepcopy(self.method), torch.Generator().manual_seed(seed)
+        method, generator = self.method, torch.Generator().manual_seed(seed)
+        before = copy.deepcopy(method.generator.state_dict())  # of batch normalisation, which goes on
+        method.train()
         size = method.n_normal + method.n_anomalous
         sets: tuple[list[Tensor], list[Tensor]] = ([], [])
         for _ in range(-(-count // max(1, min(method.n_normal, method.n_anomalous)))):
@@ -80,6 +82,7 @@ class Networks:
             images = method.fakes(z)
             sets[0].append(images[: method.n_normal])
             sets[1].append(images[method.n_normal :])
+        method.generator.load_state_dict(before)
         normal, anomalous = (torch.cat(images)[:count] for images in sets)
         return normal, anomalous
 

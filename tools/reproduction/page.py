@@ -32,6 +32,11 @@ class Context:
         """A file of results: the experiment's name with an ending."""
         return self.folder / f"{self.experiment.name}{ending}"
 
+    @property
+    def lock(self) -> Path:
+        """What is locked while its CSV files are changed."""
+        return self.output / f"{self.experiment.name}.lock"
+
     def of_first_seed(self) -> list[tuple[str, str, Run]]:
         """Data, variant and run of the first seed."""
         return [(row.data, row.variant, row.run) for row in self.rows if row.seed == self.seeds[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -17,23 +18,22 @@ from reproduction.page import Context, Section, Table
 
 FALSE_REJECT = 0.05
 AREA = (0.2, 0.3)
-FAKES = 512
+FAKES = 256
 SIGMAS = (5, 6, 7, 8)
 KINDS = ("good", "anomalous", "fake-normal", *(f"fake, sigma {sigma}" for sigma in SIGMAS), "cut and pasted")
 COLUMNS = ("data", "variant", "seed", "images", "number", "rejected", "auroc", "unchanged", "recipe")
-STAMP = ("revision", "dirty", "kizu", "torch", "processor", "date")
 
 
 def sections(context: Context) -> list[Section]:
     """The shares that a calibrated threshold rejects, and examples of pasted images."""
     file = context.file("-shares.csv")
-    rows = []
+    rows: list[results.Row] = []
     for planned in context.rows:
         networks = Networks.load(planned.run, context.output)
         key = {"data": planned.data, "variant": planned.variant, "seed": planned.seed, "recipe": planned.run.recipe}
         stamp = {**provenance.stamp(), "date": provenance.now()}
         rows += [{**key, **row, **stamp} for row in _judge(networks, planned.seed)]
-    results.write_rows(file, rows, (*COLUMNS, *STAMP))
+    rows = results.merge_rows(file, rows, lock=context.lock, key=COLUMNS[:4], columns=(*COLUMNS, *results.STAMP))
     examples = context.file("-pasted.png")
     _show_pasted(context, examples)
     shares = context.file("-shares.png")
@@ -45,13 +45,14 @@ def sections(context: Context) -> list[Section]:
             areas = f"{mean(row['auroc'] for row in own):.3f}" if kind != "good" else "–"
             rejected = [row["rejected"] for row in own]
             body.append([data, variant, kind, f"{mean(rejected):.3f}", f"{min(rejected):.3f}", areas])
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     unchanged = [row["unchanged"] for row in rows if "unchanged" in row]
     text = (
-        f"At the end of training; means over seeds {', '.join(map(str, context.seeds))}. The threshold is calibrated "
+        f"At the end of training; means over seeds {seeds}. The threshold is calibrated "
         f"on held-out good images so that no more than {FALSE_REJECT:.0%} of good ones be rejected; the AUROC is "
         f"against the good test images. Patches of {AREA[0]:.0%} to {AREA[1]:.0%} of the image, aspect 3:1 to 1:3, "
-        "their brightness jittered, are pasted into good test images; a patch of background on background changes nothing, "
-        f"and such images are left out ({mean(unchanged):.1%})."
+        "their brightness jittered, are pasted into good test images; a patch of background on background changes "
+        f"nothing, and such images are left out ({mean(unchanged):.1%})."
     )
     table = Table(["data", "variant", "images", "rejected", "least", "AUROC"], body)
     return [Section(table, text, [shares, examples], [file])]
@@ -83,7 +84,7 @@ def _pasted(images: PreparedImages, seed: int) -> tuple[PreparedImages, float]:
     return PreparedImages(pasted[changed], images.spec), 1 - float(changed.mean())
 
 
-def _plot(rows: list[dict[str, Any]], path: Any) -> None:
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     data = list(dict.fromkeys(row["data"] for row in rows))
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     figure, axes = figures.panels(len(data), width=4.8, height=3.9, columns=2)
@@ -98,13 +99,13 @@ def _plot(rows: list[dict[str, Any]], path: Any) -> None:
         panel.set_xticks(range(len(KINDS)), KINDS)
         panel.tick_params(axis="x", rotation=90)
         panel.set_ylim(-0.03, 1.03)
-        panel.set_title(name)
+        panel.set_title(name, fontsize=10)
         panel.set_ylabel(f"share rejected at {FALSE_REJECT:.0%} of good", fontsize=9)
     figures.legend(figure, axes)
     figures.save(figure, path)
 
 
-def _show_pasted(context: Context, path: Any) -> None:
+def _show_pasted(context: Context, path: Path) -> None:
     """Figure 8: pasted images above, the ones they were made from below."""
     runs = {data: run for data, _, run in reversed(context.of_first_seed())}
     figure, axes = figures.panels(len(runs), width=5.0, height=1.6, columns=1)
@@ -115,6 +116,6 @@ def _show_pasted(context: Context, path: Any) -> None:
         pasted = np.stack([cut_paste(image, rng, area=AREA) for image in few.images])
         rows = [np.concatenate(list(part), axis=2) for part in (pasted, few.images)]
         panel.imshow(np.moveaxis(np.concatenate(rows, axis=1), 0, 2), cmap="gray", vmin=0, vmax=255)
-        panel.set_title(data)
+        panel.set_title(data, fontsize=10)
         panel.set_axis_off()
     figures.save(figure, path)

@@ -131,7 +131,6 @@ def _share(truths: Tensor) -> float:
 
 def sections(context: Context) -> list[Section]:
     """A panel a variant (first seed), and where the boundary lies for every seed."""
-    torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     shown: dict[str, Toy] = {}
     stamp = {**provenance.stamp(), "date": provenance.now()}
@@ -146,7 +145,9 @@ def sections(context: Context) -> list[Section]:
             rows.append({"variant": label, "seed": seed, **margins(toy, seed), **deviations, **stamp})
     columns = ("variant", "seed", "accepted", *(f"ring_{radius}" for radius in RADII), "sd_normal", "sd_anomalous")
     file, path = context.file(".csv"), context.file(".png")
-    results.write_rows(file, rows, (*columns, *stamp))
+    rows = results.merge_rows(
+        file, rows, lock=context.lock, key=("variant", "seed"), columns=(*columns, *results.STAMP)
+    )
     _plot(shown, context.seeds[0], path)
     head = ["variant", "seeds", "held-out normal accepted", *(f"rejected at {radius} sd" for radius in RADII)]
     text = (
@@ -196,7 +197,7 @@ def _plot(toys: Mapping[str, Toy], seed: int, path: Path) -> None:
         panel.set_xlim(-reach, reach)
         panel.set_ylim(-reach, reach)
         panel.set_aspect("equal")
-        panel.set_title(label)
+        panel.set_title(label, fontsize=10)
         panel.grid(False)
     figures.legend(figure, axes)
     figures.save(figure, path)
