@@ -19,6 +19,9 @@ from helpers import BLOCK_IMPORTS, python_output, rewrite_bundle, without
 from kizu import Bundle, bundle, engine_file
 from kizu.cli import main
 from kizu.engine import engines
+from kizu.method import get
+from kizu.settings import TrainingSettings, preset, read_settings
+from kizu.training import Outcome
 from rows import CUDA_ENGINES
 
 
@@ -171,6 +174,11 @@ def test_train_export_resume_from_the_command_line(tmp_path: Path, engine_cache:
     again = kizu("train", tmp_path / "parts", "--output", run, "--epochs", 2, *common, cache=engine_cache)
     assert again.returncode == 1
     assert "--resume" in again.stderr
+    line = get("algan_image").presets["line"]["config"]  # what the command line takes unless told otherwise
+    assert read_settings(run).config == {**line, "width": 4, "sigma": 3}
+    other = kizu("train", "--resume", "--output", run, "--preset", "paper", cache=engine_cache)
+    assert other.returncode == 1
+    assert "--preset is for a new run" in other.stderr
     on = kizu("train", "--resume", "--output", run, "--epochs", 2, cache=engine_cache)
     assert on.returncode == 0, on.stderr
     done = kizu("export", run, "--output", path, "--false-reject", 0.2, cache=engine_cache)
@@ -186,6 +194,24 @@ def test_train_export_resume_from_the_command_line(tmp_path: Path, engine_cache:
     assert not (tmp_path / "few.kizu").exists()
 
 
+def test_the_papers_preset_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TrainingSettings] = []
+
+    def watched(settings: TrainingSettings, *_: object, **__: object) -> Outcome:
+        seen.append(settings)
+        return Outcome(tmp_path, 1, True, {})
+
+    monkeypatch.setattr("kizu.training.train", watched)
+    for more in ([], ["--preset", "paper"], ["--preset", "line", "--epochs", "7", "--set", "average=0.5"]):
+        assert main(["train", "mnist:8", "--output", str(tmp_path / "run"), *more]) == 0
+    line = preset("algan_image", "line")
+    assert seen == [
+        TrainingSettings(**line, data="mnist:8"),
+        TrainingSettings(data="mnist:8"),
+        TrainingSettings(**{**line, "epochs": 7, "config": {**line["config"], "average": 0.5}}, data="mnist:8"),
+    ]
+
+
 def test_usage_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as raised:
         main(["train"])
@@ -194,6 +220,8 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert "name the data" in capsys.readouterr().err
     assert main(["train", "mnist:8", "--output", str(tmp_path / "run"), "--set", "sgima=4"]) == 1
     assert "sigma" in capsys.readouterr().err
+    assert main(["train", "mnist:8", "--output", str(tmp_path / "run"), "--preset", "fast"]) == 1
+    assert "it has paper, line" in capsys.readouterr().err
     assert main(["info", str(tmp_path / "absent.kizu")]) == 1
     assert "no such file" in capsys.readouterr().err
 

@@ -517,7 +517,7 @@ def test_what_cannot_be_exported_is_refused_at_once(run: Path, tmp_path: Path) -
         export(run, tmp_path / "none" / "part.kizu")
     with pytest.raises(ExportError, match=r"cannot be written.*is a folder"):
         export(run, tmp_path)
-    with pytest.raises(ExportError, match=r"'best'.*labelled, good"):
+    with pytest.raises(ExportError, match=r"'best'.*labelled, good, last"):
         export(run, tmp_path / "part.kizu", rule="best")
     with pytest.raises(TrainingError, match="no training run here"):
         export(tmp_path, tmp_path / "part.kizu")

@@ -263,10 +263,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(
 
 
 def test_the_folder_of_a_run(data: Path, unbroken: Path) -> None:
-    files = {SETTINGS, CHECKPOINT, LOG, "epoch-labelled.pt", "epoch-good.pt"}
+    files = {SETTINGS, CHECKPOINT, LOG, "epoch-labelled.pt", "epoch-good.pt", "epoch-last.pt"}
     assert {path.name for path in unbroken.iterdir()} == files
     assert read_settings(unbroken) == TrainingSettings.from_dict(tiny(data).as_dict()) == tiny(data)
-    for rule in RULES:
+    assert load_file(epoch_file(unbroken, "last"))["epoch"] == 4
+    for rule in ("labelled", "good"):
         values = load_file(epoch_file(unbroken, rule))
         assert values["epoch"] in (2, 4)
         best = max(load_file(unbroken / CHECKPOINT)["history"], key=lambda row: row.get(f"val_auroc_{rule}", -1))
@@ -668,7 +669,8 @@ def test_without_a_good_validation_image_training_does_not_start(data: Path, tmp
 
 def test_good_images_alone_are_enough(mono_data: Path, tmp_path: Path) -> None:
     outcome = train(tiny(mono_data), tmp_path / "run")
-    assert set(outcome.picked) == {"good"}
+    assert set(outcome.picked) == {"good", "last"}
+    assert outcome.picked["last"].value == float(read_log(tmp_path / "run")[-1]["val_auroc_good"])
     assert not epoch_file(tmp_path / "run", "labelled").exists()
     assert load_file(epoch_file(tmp_path / "run", "good"))["epoch"] == outcome.picked["good"].epoch
     assert "val_auroc_labelled" not in read_log(tmp_path / "run")[0]
@@ -678,10 +680,12 @@ def test_a_rule_keeps_its_first_best_epoch(data: Path, tmp_path: Path, monkeypat
     series = iter([{"labelled": a, "good": b} for a, b in ((0.5, 0.9), (0.8, 0.7), (0.8, 0.9), (0.6, 0.95))])
     monkeypatch.setattr(Validation, "values", lambda self, method: next(series))
     outcome = train(tiny(data, validate_every=1), tmp_path / "run")
-    assert outcome == Outcome(tmp_path / "run", 4, True, {"labelled": Picked(2, 0.8), "good": Picked(4, 0.95)})
+    picked = {"labelled": Picked(2, 0.8), "good": Picked(4, 0.95), "last": Picked(4, 0.6)}
+    assert outcome == Outcome(tmp_path / "run", 4, True, picked)
     assert load_file(epoch_file(tmp_path / "run", "labelled"))["epoch"] == 2
-    networks = [load_file(epoch_file(tmp_path / "run", rule))["module"] for rule in RULES]
-    assert differences(*networks)  # each rule keeps the network of its own epoch
+    networks = {rule: load_file(epoch_file(tmp_path / "run", rule))["module"] for rule in RULES}
+    assert differences(networks["labelled"], networks["good"])  # each rule keeps the network of its own epoch
+    assert not differences(networks["good"], networks["last"])
 
 
 def test_fewer_images_than_a_batch_make_one_batch(mono_data: Path, tmp_path: Path) -> None:

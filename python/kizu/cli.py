@@ -26,6 +26,7 @@ import kizu.engine
 from kizu import _core, compiled, engine_file
 from kizu import bundle as bundles
 from kizu.errors import DataError, EngineError, KizuError, TrainingError
+from kizu.settings import PRESET, RULES, TrainingSettings, read_settings
 
 if TYPE_CHECKING:
     from kizu.bundle import Manifest, Threshold
@@ -66,7 +67,6 @@ def train(options: argparse.Namespace) -> int:
     # Threads of torch that wait by spinning stand in each other's way once anything else runs on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from kizu.progress import RichProgress
-    from kizu.settings import TrainingSettings, read_settings
     from kizu.training import train as run
 
     names = {item.name for item in fields(TrainingSettings)} - {"config"}
@@ -82,7 +82,12 @@ def train(options: argparse.Namespace) -> int:
         given = {**read_settings(options.output).__dict__, **given}
     elif "data" not in given:
         raise TrainingError("name the data: a folder of good images, or a data set that kizu data list shows")
-    outcome = run(TrainingSettings(**given), options.output, resume=options.resume, progress=RichProgress(out))
+    if options.resume and options.preset is not None:
+        raise TrainingError("--preset is for a new run; --resume goes on with the settings that the run began with")
+    settings = (
+        TrainingSettings(**given) if options.resume else TrainingSettings.from_preset(options.preset or PRESET, **given)
+    )
+    outcome = run(settings, options.output, resume=options.resume, progress=RichProgress(out))
     for rule, picked in outcome.picked.items():
         out.print(f"rule {rule}: epoch {picked.epoch}, validation AUROC {picked.value:.3f}")
     if not outcome.finished:
@@ -593,6 +598,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
     p.add_argument("--method", help="a method's name (algan_image)")
     p.add_argument(
+        "--preset", help=f"settings that go together: paper (as published), line (what was found to last) ({PRESET})"
+    )
+    p.add_argument(
         "--set", nargs="+", action="extend", metavar="NAME=VALUE", help="settings of the method, e.g. sigma=4 width=64"
     )
     p.add_argument("--size", type=int, help="side of the square model input: 32, 64, 128, 256 or 512 (256)")
@@ -622,9 +630,7 @@ def _parser() -> argparse.ArgumentParser:
     p = add("export", export, "Export a training run to a bundle that has proved itself.")
     p.add_argument("run", help="the run's folder")
     p.add_argument("--output", "-o", default="part.kizu", help="the bundle (part.kizu)")
-    p.add_argument(
-        "--epoch-rule", choices=["labelled", "good"], help="which rule's epoch (labelled, if there are labels)"
-    )
+    p.add_argument("--epoch-rule", choices=RULES, help="which rule's epoch (labelled, if there are labels)")
     p.add_argument("--false-reject", type=float, default=0.05, metavar="RATE", help="promised for the threshold (0.05)")
     p.add_argument("--value", type=float, help="set the threshold by hand instead")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -48,6 +49,8 @@ class Method(nn.Module, ABC):
     weight: float = 0.0  # lambda of the rules that have one, from 0 to 1
     config_type: ClassVar[type]  # a frozen dataclass; its defaults are the paper's
     config: Any
+    # By name, fields of TrainingSettings that go together; "paper" is as published, with nothing added.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 
     @classmethod
     @abstractmethod

@@ -16,8 +16,9 @@ from kizu.prepare import PrepareSpec
 if TYPE_CHECKING:
     from kizu.method import Method
 
-EpochRule = Literal["labelled", "good"]
-RULES: tuple[EpochRule, ...] = ("labelled", "good")
+EpochRule = Literal["labelled", "good", "last"]
+RULES: tuple[EpochRule, ...] = ("labelled", "good", "last")
+PRESET = "line"  # what the command line takes unless told otherwise
 SETTINGS, CHECKPOINT, LOG = "settings.json", "checkpoint.pt", "log.csv"
 
 
@@ -129,6 +130,12 @@ class TrainingSettings:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
     @classmethod
+    def from_preset(cls, name: str, **given: Any) -> TrainingSettings:
+        """The preset ``name`` of the method, with what is given in place of its own; raises TrainingError."""
+        values = preset(given.get("method", cls.method), name)
+        return cls(**{**values, **given, "config": {**values.get("config", {}), **given.get("config", {})}})
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingSettings:
         """The settings that ``as_dict`` wrote; raises TrainingError for unknown fields."""
         unknown = set(values) - {item.name for item in fields(cls)}
@@ -137,6 +144,19 @@ class TrainingSettings:
         names = ("crop", "augmentation", "mean", "std")
         lists = {name: tuple(values[name]) for name in names if values.get(name) is not None}
         return cls(**{**values, **lists})
+
+
+def preset(method: str, name: str) -> dict[str, Any]:
+    """Settings that go together, as fields of ``TrainingSettings``; raises TrainingError for unknown names.
+
+    Every method has "paper": as published, with nothing added.
+    """
+    from kizu.method import get
+
+    presets = get(method).presets
+    if name not in presets:
+        raise TrainingError(f"{method} has no preset {name!r}; it has {', '.join(presets)}")
+    return {"method": method, **presets[name]}
 
 
 def epoch_file(folder: Path, rule: str) -> Path:

@@ -201,15 +201,12 @@ class _Run:
             values = self.validation.values(self.method)
         except TrainingError as error:
             raise self._diverged(f"{error} in epoch {self.state.epoch}") from error
-        for rule, value in values.items():
-            if rule not in self.picked or value > self.picked[rule].value:
-                self.picked[rule] = Picked(self.state.epoch, value)
-                network = {
-                    "epoch": self.state.epoch,
-                    "value": value,
-                    "module": self.method.export_module().state_dict(),
-                }
-                save_file(network, epoch_file(self.folder, rule))
+        better = [name for name, value in values.items() if name not in self.picked or value > self.picked[name].value]
+        network = self.method.export_module().state_dict()
+        for rule in (*better, "last"):
+            value = values[rule] if rule in values else next(iter(values.values()))
+            self.picked[rule] = Picked(self.state.epoch, value)
+            save_file({"epoch": self.state.epoch, "value": value, "module": network}, epoch_file(self.folder, rule))
         return values
 
     def _diverged(self, what: str) -> TrainingError:

@@ -13,7 +13,8 @@ from typing import Any
 
 Changes = Mapping[str, Any]  # with "preset": the name of the preset they are made to, if not the experiment's
 
-_MNIST: Changes = {"size": 32, "width": 32, "limit": 2000, "batch_size": 64, "epochs": 16, "validate_every": 1}
+_MNIST: Changes = {"size": 32, "width": 32, "limit": 1000, "batch_size": 64, "epochs": 20, "validate_every": 1}
+_MNIST_LONGER: Changes = {"limit": 2000, "epochs": 16}
 _TILES: Changes = {
     "data": "magnetic_tile",
     "size": 64,
@@ -74,18 +75,30 @@ class Experiment:
         return self.variants() if callable(self.variants) else self.variants
 
 
+# What the preset "line" adds to "paper", by name.
+_ADDITIONS: Mapping[str, Mapping[str, Any]] = {
+    "faster D": {"lr_d": 5e-4},
+    "long memory": {"buffer": "per_batch", "buffer_replaced": 0.03, "fake_batch_norm": "running"},
+    "pasted": {"pasted": 2.0},
+    "average": {"average": 0.998},
+}
+
+
 def recipe() -> dict[str, Changes]:
     """What the preset "line" adds to "paper": each alone, all, and all but each."""
     from reproduction.runs import flat_preset
 
     paper, line = (flat_preset("algan_image", name) for name in ("paper", "line"))
+    added = {name: value for changes in _ADDITIONS.values() for name, value in changes.items()}
+    different = {name: value for name, value in line.items() if paper.get(name) != value and name not in _MNIST}
+    if added != different:
+        raise ValueError(f"the preset line differs from paper by {different}, the table of additions says {added}")
     variants: dict[str, Changes] = {"paper": {"preset": "paper"}}
-    added = {name: value for name, value in line.items() if paper.get(name) != value and name not in _MNIST}
-    for name, value in added.items():
-        variants[f"paper with {name}"] = {"preset": "paper", name: value}
+    variants |= {f"paper with {name}": {"preset": "paper", **changes} for name, changes in _ADDITIONS.items()}
     variants["line"] = {"preset": "line"}
-    for name in added:
-        variants[f"line without {name}"] = {"preset": "line", name: paper.get(name)}
+    for label, changes in _ADDITIONS.items():
+        variants[f"line without {label}"] = {"preset": "line", **{name: paper[name] for name in changes}}
+    variants["line with noise"] = {"preset": "line", "noise": 0.1}
     return variants
 
 
@@ -114,7 +127,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             "Without anomalous latents alpha is 1, without buffered data xi is 1.",
             _ABLATION,
             preset="line",
-            changes={"epochs": 16},
+            changes={"epochs": _MNIST["epochs"]},
         ),
         Experiment(
             "sigma",
@@ -174,7 +187,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             "All with the same number of epochs.",
             recipe,
             data=("mnist:3", "mnist:8"),
-            changes={"epochs": 16},
+            changes=_MNIST_LONGER,
         ),
         Experiment(
             "mnist",
@@ -182,6 +195,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             "One digit is good, the nine others are anomalous.",
             {"line": {"preset": "line"}},
             data=DIGITS,
+            changes=_MNIST_LONGER,
         ),
         Experiment(
             "magnetic-tile",

@@ -93,17 +93,21 @@ class Discriminator(nn.Module):
         logits: Tensor = self.layers(x)
         return logits.flatten()
 
-    @torch.no_grad()
     def folded(self) -> Discriminator:
         """Return a copy with plain convolutions that hold the normalised weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):  # its first weights are drawn only to be replaced
-            plain = Discriminator(**self.arguments, spectral=False).eval()
+            plain = Discriminator(**self.arguments, spectral=False).eval().requires_grad_(False)
+        self.fold_into(plain)
+        return plain
+
+    @torch.no_grad()
+    def fold_into(self, plain: Discriminator, weight: float = 1.0) -> None:
+        """Move the plain convolutions of ``plain`` towards the normalised weights, by a share of the way."""
         training = self.training
         self.eval()  # the norm's power iteration stands still
         for to, layer in zip(plain.layers, self.layers, strict=True):
             if isinstance(to, nn.Conv2d) and isinstance(layer, nn.Conv2d):
-                to.weight.copy_(layer.weight)
+                to.weight.lerp_(layer.weight, weight)
                 if to.bias is not None and layer.bias is not None:
-                    to.bias.copy_(layer.bias)
+                    to.bias.lerp_(layer.bias, weight)
         self.train(training)
-        return plain

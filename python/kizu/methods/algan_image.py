@@ -5,7 +5,9 @@ Equation and algorithm numbers below are that paper's (IEEE Access 10, doi 10.11
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,6 +17,7 @@ from torch.nn.functional import softplus
 
 from kizu.errors import TrainingError
 from kizu.layers.dcgan import Discriminator, Generator, check_size
+from kizu.layers.pasting import paste_patches
 from kizu.layers.pooling import ChannelPool
 from kizu.method import Method, TrainingState
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AlganImageConfig:
-    """Settings of ALGAN-image; the defaults are the paper's (sections III-D and IV-A).
+    """Settings of ALGAN-image; the defaults are the paper's (sections III-D and IV-A), without additions.
 
     Attributes:
         width: channels of D's first layer; they double at each layer up to eight times that.
@@ -45,6 +48,12 @@ class AlganImageConfig:
         fake_batch_norm: how G makes D's fakes. "mixed": normal and anomalous latents in one training-mode
             batch; "running": G on its running statistics. (Anomalous latents in a training-mode batch of
             their own would have sigma divided away.)
+        pasted: addition: weight in D's loss of images with a patch pasted from another training image, which D
+            learns to reject besides G's fakes (>= 0); half as many as real images.
+        noise: addition: standard deviation of Gaussian noise on all that D sees in training (>= 0), where pixels
+            lie in [-1, 1].
+        average: addition: decay, for each batch, of an average of D's normalised weights, which scores in D's
+            place (0: D itself does).
     """
 
     width: int = 64
@@ -63,6 +72,9 @@ class AlganImageConfig:
     buffer_size: float = 2.0
     buffer_replaced: float = 0.5
     fake_batch_norm: Literal["mixed", "running"] = "mixed"
+    pasted: float = 0.0
+    noise: float = 0.0
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -74,7 +86,10 @@ class AlganImageConfig:
         for name in ("alpha", "xi", "buffer_replaced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}, but must lie in [0, 1]")
-        for name in ("beta1", "beta2"):
+        for name in ("pasted", "noise"):
+            if getattr(self, name) < 0:
+                raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 0")
+        for name in ("beta1", "beta2", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 0 and below 1")
         for name in ("width", "latent_dim", "n_z", "n_dis"):
@@ -95,6 +110,20 @@ class AlganImageConfig:
                 "alpha is 0, so that a batch holds anomalous latents alone, and batch normalisation of such a batch "
                 'divides sigma away; set fake_batch_norm to "running", or alpha above 0'
             )
+
+
+# What holds on parts as they are, where the paper's recipe loses its boundary (docs/training.md).
+LINE: Mapping[str, Any] = {
+    "epochs": 100,
+    "config": {
+        "lr_d": 5e-4,
+        "buffer": "per_batch",
+        "buffer_replaced": 0.03,
+        "fake_batch_norm": "running",
+        "pasted": 2.0,
+        "average": 0.998,
+    },
+}
 
 
 def discriminator_loss(
@@ -143,9 +172,11 @@ class AlganImage(Method):
     )
     scoring: ClassVar[str] = "logit"
     config_type: ClassVar[type] = AlganImageConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "line": LINE}
     z_d: Tensor
     z_g: Tensor
     buffer: Tensor
+    averages: Tensor  # how many D's have gone into the average
 
     def __init__(self, prepare: PrepareSpec, config: AlganImageConfig) -> None:
         super().__init__()
@@ -156,9 +187,12 @@ class AlganImage(Method):
             size=size, channels=prepare.own_channels, latent_dim=config.latent_dim, width=config.width
         )
         self.discriminator = Discriminator(size=size, channels=prepare.channels, width=config.width)
+        self.averaged = self.discriminator.folded() if config.average else None
         self.pool = ChannelPool(prepare)
         for name in ("z_d", "z_g", "buffer"):
             self.register_buffer(name, torch.empty(0))
+        self.register_buffer("averages", torch.tensor(0))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def create(cls, prepare: PrepareSpec, config: Any) -> AlganImage:
@@ -170,8 +204,8 @@ class AlganImage(Method):
         config = self.config
         betas = (config.beta1, config.beta2)
         return {
-            "G": torch.optim.Adam(self.generator.parameters(), config.lr_g, betas),
-            "D": torch.optim.Adam(self.discriminator.parameters(), config.lr_d, betas),
+            "G": torch.optim.Adam(self.generator.parameters(), config.lr_g, betas, fused=True),
+            "D": torch.optim.Adam(self.discriminator.parameters(), config.lr_d, betas, fused=True),
         }
 
     def start(self, *, batches: int, batch_size: int) -> None:
@@ -204,14 +238,13 @@ class AlganImage(Method):
         # Lines 8 to 17. G stands still meanwhile, so line 9 gives the same fakes at each of the n_dis updates.
         for _ in range(config.n_dis):
             buffered = self._sample_buffer(state) if state.epoch > 1 else fakes[:0]
-            images = torch.cat([batch, self.pool(torch.cat([fakes, buffered]))])
-            with torch.autocast("cpu", torch.bfloat16, enabled=state.autocast):
-                logits = self.discriminator(images).float()
-            real, normal, anomalous, old_normal, old_anomalous = logits.split(
-                [len(batch), self.n_normal, self.n_anomalous]
-                + ([self.n_normal, self.n_anomalous] if len(buffered) else [0, 0])
-            )
+            pasted = self._pasted(batch, state)
+            images = torch.cat([batch, self.pool(torch.cat([fakes, buffered])), pasted])
+            logits = self._logits(images, state)
             has_old = len(buffered) > 0
+            kinds = [self.n_normal, self.n_anomalous]
+            sizes = [len(batch), *kinds, *(kinds if has_old else [0, 0]), len(pasted)]
+            real, normal, anomalous, old_normal, old_anomalous, cut = torch.split(logits, sizes)
             loss_d = discriminator_loss(
                 real,
                 normal,
@@ -221,18 +254,21 @@ class AlganImage(Method):
                 alpha=config.alpha,
                 xi=config.xi,
             )
+            if len(pasted):
+                loss_d = loss_d + config.pasted * softplus(cut).mean()
             _update(state.optimizers["D"], loss_d)
         self._store(fakes, state)
         loss_g = self._update_generator(state)
+        self._average()
         return {"loss_D": loss_d.detach(), "loss_G": loss_g.detach(), "logit_real": real.detach().mean()}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return ``{"logit": (N,)}`` of prepared images (N, C, H, W)."""
-        return {"logit": self.discriminator(x)}
+        """Return ``{"logit": (N,)}`` of prepared images (N, C, H, W), by the averaged D where there is one."""
+        return {"logit": (self.averaged or self.discriminator)(x)}
 
     def export_module(self) -> nn.Module:
         """Return the discriminator alone with its spectral norm folded into the weights."""
-        return _Scorer(self.discriminator.folded())
+        return _Scorer(copy.deepcopy(self.averaged) if self.averaged is not None else self.discriminator.folded())
 
     @torch.no_grad()
     def fakes(self, z: Tensor, *, autocast: bool = False) -> Tensor:
@@ -256,11 +292,35 @@ class AlganImage(Method):
         z = self.z_g[state.batch_index % len(self.z_g)]
         self.discriminator.requires_grad_(False)  # its gradients are not needed here
         with torch.autocast("cpu", torch.bfloat16, enabled=state.autocast):
-            logits = self.discriminator(self.pool(self.generator(z).float()))
-        loss = generator_loss(logits.float())
+            images = self.generator(z)
+        loss = generator_loss(self._logits(self.pool(images.float()), state))
         _update(state.optimizers["G"], loss)
         self.discriminator.requires_grad_(True)
         return loss
+
+    def _logits(self, images: Tensor, state: TrainingState) -> Tensor:
+        """D's logits (N,) of images (N, C, H, W), which have noise added to them first."""
+        if self.config.noise:
+            images = images + self.config.noise * torch.empty_like(images).normal_(generator=state.generator)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=state.autocast):
+            logits: Tensor = self.discriminator(images)
+        return logits.float()
+
+    def _pasted(self, batch: Tensor, state: TrainingState) -> Tensor:
+        """Pseudo-anomalies by pasting, made of a random half of the real images; none where their weight is 0."""
+        if not self.config.pasted:
+            return batch[:0]
+        half = torch.randperm(len(batch), generator=state.generator)[: -(-len(batch) // 2)]
+        return paste_patches(batch[half], state.generator)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the average towards D; fast at first, so that it forgets where D began."""
+        if self.averaged is not None:
+            self.averages += 1
+            decay = min(self.config.average, float((1 + self.averages) / (10 + self.averages)))
+            self.discriminator.fold_into(self.averaged, 1 - decay)
 
     def _parts(self) -> list[tuple[slice, slice]]:
         """(where in a batch of fakes, where in a buffer) of the normal and of the anomalous images."""
