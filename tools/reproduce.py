@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from kizu.errors import KizuError
 from reproduction import present, results
 from reproduction.experiments import EXPERIMENTS, Experiment
+from reproduction.page import Context
 from reproduction.runs import Planned, Run, Workers, check_folder, plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="settings of all trainings, for quick tries: epochs=2 limit=100",
     )
     options = parser.parse_args(arguments)
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
     if options.list:
         for experiment in EXPERIMENTS.values():
             console.print(f"{experiment.name:16} {experiment.title}", soft_wrap=True)
@@ -118,15 +120,18 @@ def _reproduce(chosen: Sequence[Experiment], options: argparse.Namespace, folder
         for planned in rows[run]:
             row = results.row_of(planned, evaluation)
             path = folder / f"{planned.experiment}.csv"
-            results.add_row(path, row, lock=options.output / f"{planned.experiment}.lock")
+            results.merge_rows(path, [row], lock=options.output / f"{planned.experiment}.lock")
             console.print(f"{planned.experiment}: {_brief(row)}; {left} runs left", soft_wrap=True)
 
     finished = [run for run in rows if run.evaluation(options.output) is not None]
     for run in finished:
         done(run, None)
     Workers(options.output, options.jobs).bring([run for run in rows if run not in set(finished)], done)
+    torch.set_num_threads(1)
     for experiment in chosen:
-        _present(experiment, plans[experiment.name], options.output, folder, console)
+        seeds = experiment.seeds if options.seeds is None else options.seeds
+        whole = [row for row in plans[experiment.name] if row.run not in failed]
+        _present(Context(experiment, whole, seeds, options.output, folder), console)
     return 1 if failed else 0
 
 
@@ -136,17 +141,18 @@ def _brief(row: results.Row) -> str:
     return f"{row['data']}, {row['variant']}, seed {row['seed']}: {' '.join(numbers)}{drop}, {row['seconds']:.0f} s"
 
 
-def _present(experiment: Experiment, rows: Sequence[Planned], output: Path, folder: Path, console: Console) -> None:
-    """Write and show the summary of an experiment, with all rows that its CSV file holds."""
-    page = present.page(experiment, rows, output, folder)
-    if page.head:
+def _present(context: Context, console: Console) -> None:
+    """Write and show the page of an experiment."""
+    experiment = context.experiment
+    tables, files = present.write_page(context)
+    for shown in tables:
         table = Table(title=f"{experiment.name}: {experiment.title}")
-        for name in page.head:
+        for name in shown.head:
             table.add_column(name)
-        for line in page.body:
+        for line in shown.body:
             table.add_row(*line)
         console.print(table)
-    console.print(f"{experiment.name}: {', '.join(str(path) for path in page.files)}", soft_wrap=True)
+    console.print(f"{experiment.name}: {', '.join(str(path) for path in files)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

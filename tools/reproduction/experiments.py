@@ -51,9 +51,10 @@ class Experiment:
         preset: of variants that name none.
         method: whose presets these are.
         changes: made in all variants.
+        for_data: data -> further changes.
         stops: epochs at which a run's checkpoint is kept.
-        present: name of a function of ``present`` that makes more of the finished runs than the table and the figure
-            of the AUROCs; "" for none.
+        present: name of a module of ``reproduction`` whose ``sections`` makes more of the finished runs than the
+            table and the figure of the AUROCs; "" for none.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Experiment:
     preset: str = "paper"
     method: str = "algan_image"
     changes: Changes = field(default_factory=dict)
+    for_data: Mapping[str, Changes] = field(default_factory=dict)
     stops: tuple[int, ...] = ()
     present: str = ""
 
@@ -203,6 +205,57 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             {"line": {"preset": "line"}},
             data=("magnetic_tile/random", "magnetic_tile/tile"),
             changes={"epochs": _TILES["epochs"]},
+        ),
+        Experiment(
+            "curve",
+            "Figure 7: the validation AUROC as training goes on",
+            "",
+            _BOTH_PRESETS,
+            data=("mnist:8", "magnetic_tile/random"),
+            changes={"epochs": 60},
+            for_data={"magnetic_tile/random": {"epochs": _TILES["epochs"]}},
+            present="curve",
+        ),
+        Experiment(
+            "images",
+            "Figure 1: images of normal and of anomalous latents",
+            "",
+            _BOTH_PRESETS,
+            data=("mnist:8", "magnetic_tile/random"),
+            seeds=(0,),
+            changes={"epochs": 16},
+            for_data={"magnetic_tile/random": {"epochs": _TILES["epochs"]}},
+            stops=(1, 4, 8, 32),
+            present="images",
+        ),
+        Experiment(
+            "histograms",
+            "Figure 5: histograms of D's logit",
+            "",
+            _BOTH_PRESETS,
+            data=("mnist:8", "magnetic_tile/random"),
+            seeds=(0,),
+            changes={"epochs": 16},
+            for_data={"magnetic_tile/random": {"epochs": _TILES["epochs"]}},
+            present="histograms",
+        ),
+        Experiment(
+            "robustness",
+            "Section V-G: anomalies that are neither in the training nor in the test data",
+            "",
+            _BOTH_PRESETS,
+            data=("mnist:8", "magnetic_tile/random"),
+            changes={"epochs": 16},
+            for_data={"magnetic_tile/random": {"epochs": _TILES["epochs"]}},
+            present="robustness",
+        ),
+        Experiment(
+            "toy",
+            "Figure 3: two dimensions, where D's boundary can be seen",
+            "G maps latents of 100 dimensions to a normal distribution in two; each network has three fully connected "
+            "layers.",
+            data=(),
+            present="toy",
         ),
     )
 }

@@ -13,6 +13,7 @@ from kizu.run_folder import replace_file
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from reproduction.results import Line
@@ -34,8 +35,17 @@ def panels(count: int, *, width: float = 4.0, height: float = 3.2, columns: int 
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color("#9AA5B1")
         each.tick_params(colors="#44505C", labelsize=8)
-        each.title.set_fontsize(10)
     return figure, axes
+
+
+def legend(figure: Figure, axes: Sequence[Axes], *, columns: int = 3) -> None:
+    """One legend of all panels, above them."""
+    handles: dict[str, Artist] = {}
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    names = list(handles)
+    figure.legend(list(handles.values()), names, loc="outside upper center", ncols=columns, fontsize=8, frameon=False)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -75,8 +85,7 @@ def areas(lines: Sequence[Line], path: Path) -> None:
         panel.set_xticks(range(len(group)), [line.variant if many else line.data for line in group])
         panel.tick_params(axis="x", rotation=90 if longest > 4 else 20)
         panel.set_xlim(-0.6, len(group) - 0.4)
-        panel.set_title(title)
+        panel.set_title(title, fontsize=10)
         panel.set_ylabel("test AUROC", fontsize=9)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    legend(figure, axes)
     save(figure, path)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kizu.run_folder import replace_file
 from reproduction import figures, results
-from reproduction.experiments import Experiment
-from reproduction.runs import Planned
+from reproduction.page import Context, Section, Table
 
 _EXPLAINED = (
     "AUROC on the test images, which neither training nor the choice of an epoch has seen, mean ± standard deviation "
@@ -20,34 +19,32 @@ _EXPLAINED = (
 )
 
 
-@dataclass(frozen=True)
-class Page:
-    """What was written of an experiment: its table and its files."""
+def write_page(context: Context) -> tuple[list[Table], list[Path]]:
+    """Write the summary and the figures of an experiment; its tables and files."""
+    experiment = context.experiment
+    sections = []
+    if context.rows:
+        sections.append(_areas(context))
+    if experiment.present:
+        module = importlib.import_module(f"reproduction.{experiment.present}")
+        made: Sequence[Section] = module.sections(context)
+        sections += made
+    command = f"    .venv/bin/python tools/reproduce.py {experiment.name}\n"
+    parts = [f"# {experiment.name}\n", f"{experiment.title}.\n", *([f"{experiment.text}\n"] if experiment.text else [])]
+    page = context.file(".md")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(page, "\n".join([*parts, command, *(section.markdown() for section in sections)]).encode())
+    files = [path for section in sections for path in (*section.files, *section.figures)]
+    return [section.table for section in sections if section.table], [page, *files]
 
-    head: Sequence[str]
-    body: Sequence[Sequence[str]]
-    files: Sequence[Path]
 
-
-def page(experiment: Experiment, rows: Sequence[Planned], output: Path, folder: Path) -> Page:
-    """Write the summary and the figures of an experiment, of all rows that its CSV file holds."""
-    table = folder / f"{experiment.name}.csv"
-    lines = results.lines_of(results.read_rows(table), list(experiment.labelled_variants()), experiment.data)
-    parts = [f"# {experiment.name}\n", f"{experiment.title}.\n"]
-    if experiment.text:
-        parts.append(f"{experiment.text}\n")
-    head: Sequence[str] = ()
-    body: Sequence[Sequence[str]] = ()
-    files = []
-    if lines:
-        head, body = results.table_of(lines)
-        figures.areas(lines, folder / f"{experiment.name}.png")
-        files = [table, folder / f"{experiment.name}.png"]
-        parts += [f"{results.markdown(head, body)}", f"{_EXPLAINED}\n", _provenance(lines)]
-        parts.append(f"![{experiment.name}]({experiment.name}.png)\n")
-    path = folder / f"{experiment.name}.md"
-    replace_file(path, "\n".join(parts).encode())
-    return Page(head, body, [path, *files])
+def _areas(context: Context) -> Section:
+    """The AUROCs of all rows that the CSV file holds."""
+    file, figure = context.file(".csv"), context.file(".png")
+    labels = list(context.experiment.labelled_variants())
+    lines = results.lines_of(results.read_rows(file), labels, context.experiment.data)
+    figures.areas(lines, figure)
+    return Section(results.table_of(lines), f"{_EXPLAINED}\n\n{_provenance(lines)}", [figure], [file])
 
 
 def _provenance(lines: Sequence[results.Line]) -> str:
@@ -60,5 +57,5 @@ def _provenance(lines: Sequence[results.Line]) -> str:
     longest = max(row["seconds"] for row in rows)
     return (
         f"Trained by revision {all_of('revision')}{dirty} with torch {all_of('torch')} on {all_of('processor')}, one "
-        f"core a run, {longest / 60:.0f} min the longest; seeds {all_of('seed')}.\n"
+        f"core a run, {longest / 60:.1f} min the longest; seeds {all_of('seed')}."
     )

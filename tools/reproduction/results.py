@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from kizu.run_folder import replace_file
+from reproduction.page import Table
 from reproduction.runs import Planned
 
 RULES = ("last", "labelled", "good")
@@ -45,6 +46,8 @@ COLUMNS = (
     "recipe",
     "digest",
 )
+STAMP = ("revision", "dirty", "kizu", "torch", "processor", "date")
+_TEXTS = {*STAMP, "experiment", "data", "variant", "images", "changes", "recipe", "digest"}
 Row = dict[str, Any]
 
 
@@ -80,9 +83,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _parse(name: str, text: str) -> Any:
-    if name.startswith(("seed", "epoch")) or name.endswith("_images"):
+    if name in _TEXTS:
+        return text
+    try:
         return int(text)
-    return float(text) if name.startswith(("test_", "validation_", "seconds")) else text
+    except ValueError:
+        return float(text)
 
 
 def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
@@ -96,19 +102,25 @@ def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS
     replace_file(path, stream.getvalue().encode())
 
 
-def add_row(path: Path, row: Row, *, lock: Path) -> None:
-    """Add a row to a CSV file in place of the one with its key.
+def merge_rows(
+    path: Path, rows: Sequence[Row], *, lock: Path, key: Sequence[str] = KEY, columns: Sequence[str] = COLUMNS
+) -> list[Row]:
+    """Add rows to a CSV file in place of those with their keys; all rows that it then holds.
 
-    Rows of other seeds of the variant go too where they came of other settings: their mean would mean nothing.
+    Rows of other seeds of a variant go too where they came of other settings: their mean would mean nothing.
     """
+    new = {tuple(row[name] for name in key) for row in rows}
+    recipes = {(row["data"], row["variant"]): row["recipe"] for row in rows if "recipe" in row}
     with locked(lock):
-        kept = [
-            held
-            for held in read_rows(path)
-            if any(held[name] != row[name] for name in KEY)
-            and (any(held[name] != row[name] for name in KEY[:2]) or held.get("recipe") == row["recipe"])
-        ]
-        write_rows(path, sorted([*kept, row], key=lambda each: tuple(each[name] for name in KEY)))
+        kept = []
+        for held in read_rows(path):
+            recipe = held.get("recipe")
+            current = recipes.get((held.get("data"), held["variant"]), recipe)
+            if tuple(held[name] for name in key) not in new and recipe == current:
+                kept.append(held)
+        merged = sorted([*kept, *rows], key=lambda row: tuple(row[name] for name in key))
+        write_rows(path, merged, columns)
+    return merged
 
 
 @contextmanager
@@ -161,8 +173,8 @@ def lines_of(rows: Sequence[Row], variants: Sequence[str], data_order: Sequence[
     return [line for line in lines if line.rows]
 
 
-def table_of(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Head and body of the summary's table."""
+def table_of(lines: Sequence[Line]) -> Table:
+    """The summary's table."""
     head = [
         "data",
         "variant",
@@ -192,10 +204,4 @@ def table_of(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         ]
         for line in lines
     ]
-    return head + [f"end, {part} parts" for part in parts], body
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table in markdown."""
-    rows = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return Table(head + [f"end, {part} parts" for part in parts], body)

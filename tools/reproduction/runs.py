@@ -118,6 +118,7 @@ def settings_for(experiment: Experiment, data: str, seed: int, changes: Changes)
         **settings_of_data(data),
         **{name: value for name, value in preset.items() if name not in defaults or value != defaults[name]},
         **experiment.changes,
+        **experiment.for_data.get(data, {}),
         **{name: value for name, value in changes.items() if name != "preset"},
         "method": experiment.method,
         "seed": seed,
@@ -166,7 +167,12 @@ def plan(
             for label, own in chosen.items():
                 changes = {**own, **(given or {})}
                 settings = settings_for(experiment, name, seed, changes)
-                changes = {"preset": experiment.preset, **experiment.changes, **changes}
+                changes = {
+                    "preset": experiment.preset,
+                    **experiment.changes,
+                    **experiment.for_data.get(name, {}),
+                    **changes,
+                }
                 run = Run(settings, tuple(stop for stop in experiment.stops if stop < settings.epochs))
                 rows.append(Planned(experiment.name, name, label, seed, changes, run))
     return rows

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import platform
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-import kizu
 from kizu import run_folder
 from kizu.data import Split
 from kizu.data.prepared import PreparedImages
@@ -31,7 +26,8 @@ from kizu.progress import RichProgress
 from kizu.settings import CHECKPOINT, RULES, TrainingSettings, epoch_file
 from kizu.training import train
 from kizu.validation import score_images
-from reproduction.runs import EVALUATION, INTERRUPTED, SCORES, TOOLS, stop_file
+from reproduction import provenance
+from reproduction.runs import EVALUATION, INTERRUPTED, SCORES, stop_file
 
 PROVENANCE = "provenance.json"
 
@@ -136,16 +132,12 @@ def _record_provenance(folder: Path) -> None:
     held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if held and (folder / EVALUATION).exists():
         return
-    revision, dirty = _sources()
-    revisions = [*held.get("revisions", ()), revision]
-    if not run_folder.holds_run(folder):
-        revisions, held = [revision], {}
+    stamp = provenance.stamp()
+    again = run_folder.holds_run(folder)  # so that the run goes on from what earlier sources trained
     values = {
-        "revisions": list(dict.fromkeys(revisions)),
-        "dirty": dirty or held.get("dirty", False),
-        "kizu": kizu.__version__,
-        "torch": str(torch.__version__),
-        "processor": _processor(),
+        **stamp,
+        "revisions": list(dict.fromkeys([*(held.get("revisions", ()) if again else ()), stamp.pop("revision")])),
+        "dirty": stamp["dirty"] or (again and held.get("dirty", False)),
     }
     run_folder.replace_file(path, json.dumps(values).encode())
 
@@ -153,31 +145,7 @@ def _record_provenance(folder: Path) -> None:
 def _provenance(folder: Path) -> dict[str, Any]:
     values = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     values["revision"] = "+".join(values.pop("revisions"))
-    return {**values, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-
-
-def _sources() -> tuple[str, bool]:
-    """The revision of the sources, and whether the package or the tools differ from it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(TOOLS.parent), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "python", "csrc", "tools")
-        return git("rev-parse", "--short=12", "HEAD"), bool(changed)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", False
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {len(os.sched_getaffinity(0))} cores"
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return {**values, "date": provenance.now()}
 
 
 if __name__ == "__main__":
