@@ -290,7 +290,7 @@ def test_what_is_given_goes_before_a_preset() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(TrainingError, match="algan_image has no preset 'fast'; it has paper, line"):
+    with pytest.raises(TrainingError, match="algan_image has no preset 'fast'; it has paper, line, surface"):
         TrainingSettings.from_preset("fast", data="parts")
     with pytest.raises(TrainingError, match="no method is called 'algan'"):
         preset("algan", "paper")
