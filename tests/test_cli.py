@@ -176,9 +176,11 @@ def test_train_export_resume_from_the_command_line(tmp_path: Path, engine_cache:
     assert "--resume" in again.stderr
     line = get("algan_image").presets["line"]["config"]  # what the command line takes unless told otherwise
     assert read_settings(run).config == {**line, "width": 4, "sigma": 3}
-    other = kizu("train", "--resume", "--output", run, "--preset", "paper", cache=engine_cache)
+    named = ("train", tmp_path / "parts", "--resume", "--output", run, "--epochs", 1, *common)
+    assert kizu(*named, "--preset", "line", cache=engine_cache).returncode == 0  # the same settings, named again
+    other = kizu(*named, "--preset", "paper", cache=engine_cache)
     assert other.returncode == 1
-    assert "--preset is for a new run" in other.stderr
+    assert "trained with other settings (config)" in other.stderr
     on = kizu("train", "--resume", "--output", run, "--epochs", 2, cache=engine_cache)
     assert on.returncode == 0, on.stderr
     done = kizu("export", run, "--output", path, "--false-reject", 0.2, cache=engine_cache)

@@ -78,15 +78,12 @@ def train(options: argparse.Namespace) -> int:
             given[name] = tuple(value for value in given[name] if value != "none")
     if "data" in given and Path(given["data"]).exists() and given["data"].partition(":")[0] not in _names():
         given["data"] = str(Path(given["data"]).resolve())  # the same images, wherever the run is exported from
-    if options.resume:
-        given = {**read_settings(options.output).__dict__, **given}
-    elif "data" not in given:
+    if options.resume and options.preset is None:
+        settings = TrainingSettings(**{**read_settings(options.output).__dict__, **given})
+    elif "data" in given:
+        settings = TrainingSettings.from_preset(options.preset or PRESET, **given)
+    else:
         raise TrainingError("name the data: a folder of good images, or a data set that kizu data list shows")
-    if options.resume and options.preset is not None:
-        raise TrainingError("--preset is for a new run; --resume goes on with the settings that the run began with")
-    settings = (
-        TrainingSettings(**given) if options.resume else TrainingSettings.from_preset(options.preset or PRESET, **given)
-    )
     outcome = run(settings, options.output, resume=options.resume, progress=RichProgress(out))
     for rule, picked in outcome.picked.items():
         out.print(f"rule {rule}: epoch {picked.epoch}, validation AUROC {picked.value:.3f}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -78,7 +80,12 @@ class Discriminator(nn.Module):
         self, *, size: int, channels: int, width: int, standardise: bool = False, spectral: bool = True
     ) -> None:
         super().__init__()
-        self.arguments = {"size": size, "channels": channels, "width": width, "standardise": standardise}
+        self.arguments: dict[str, Any] = {
+            "size": size,
+            "channels": channels,
+            "width": width,
+            "standardise": standardise,
+        }
         self.standardise = nn.GroupNorm(1, channels, eps=1e-4, affine=False) if standardise else nn.Identity()
         widths = stage_widths(size, width)
         layers: list[nn.Module] = []
