@@ -213,6 +213,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             changes={"epochs": _TILES["epochs"]},
         ),
         Experiment(
+            "neighbours",
+            "What the two splits of magnetic tiles give away to a method that only remembers its training images",
+            data=(),
+            present="neighbours",
+        ),
+        Experiment(
             "curve",
             "Figure 7: the validation AUROC as training goes on",
             "",
