@@ -222,6 +222,23 @@ def test_averaging_keeps_the_scale_where_averaged_parameters_would_not() -> None
             assert largest < 1.2
 
 
+def test_standardised_images_keep_their_logits_whatever_the_exposure() -> None:
+    method = make(standardise=True, average=0.5)
+    plain = make(average=0.5)
+    for each in (method, plain):
+        run(each, state_of(each), [(1, 0), (1, 1)])
+    x = real_images(6) * 0.5
+    exposed = x * torch.rand(6, 1, 1, 1).add(0.5) + torch.rand(6, 1, 1, 1)
+    with torch.no_grad():
+        for module in (method.eval(), method.export_module()):
+            torch.testing.assert_close(module(exposed)["logit"], module(x)["logit"], rtol=0, atol=2e-3)
+        assert float((plain.eval()(exposed)["logit"] - plain(x)["logit"]).abs().max()) > 0.02
+        seen = method.discriminator.standardise(x).flatten(1).double()
+    values = x.flatten(1).double()
+    expected = (values - values.mean(1, keepdim=True)) / (values.var(1, keepdim=True, unbiased=False) + 1e-4).sqrt()
+    torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_off_is_the_paper_to_the_bit() -> None:
     ends = []
     for method in (make(), make(pasted=0.0, noise=0.0, average=0.0)):
@@ -241,6 +258,7 @@ def test_off_is_the_paper_to_the_bit() -> None:
         ("average", 1.0, "average is 1.0.*below 1"),
         ("average", -0.5, "average is -0.5.*at least 0"),
         ("average", "long", "average is 'long'.*number"),
+        ("standardise", 1, "standardise is 1.*true or false"),
     ],
 )
 def test_additions_out_of_range_are_refused_by_name(name: str, value: Any, message: str) -> None:
@@ -272,7 +290,7 @@ def test_what_is_given_goes_before_a_preset() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(TrainingError, match="algan_image has no preset 'fast'; it has paper, line"):
+    with pytest.raises(TrainingError, match="algan_image has no preset 'fast'; it has paper, line, surface"):
         TrainingSettings.from_preset("fast", data="parts")
     with pytest.raises(TrainingError, match="no method is called 'algan'"):
         preset("algan", "paper")

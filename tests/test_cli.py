@@ -221,7 +221,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert main(["train", "mnist:8", "--output", str(tmp_path / "run"), "--set", "sgima=4"]) == 1
     assert "sigma" in capsys.readouterr().err
     assert main(["train", "mnist:8", "--output", str(tmp_path / "run"), "--preset", "fast"]) == 1
-    assert "it has paper, line" in capsys.readouterr().err
+    assert "it has paper, line, surface" in capsys.readouterr().err
     assert main(["info", str(tmp_path / "absent.kizu")]) == 1
     assert "no such file" in capsys.readouterr().err
 

@@ -24,6 +24,7 @@ from helpers import digest, make_parts, read_bundle
 from kizu import variants
 from kizu.bundle import TOLERANCES, Bundle
 from kizu.data import Sample, Split, open_dataset
+from kizu.engine import engines
 from kizu.errors import BundleError, ThresholdError, TrainingError
 from kizu.export import GOLDEN_FRAMES, export
 from kizu.prepare import prepare
@@ -90,6 +91,34 @@ def by_onnx(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float6
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logit"], {"x": x})
     return -np.asarray(logits, np.float64)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_a_run_with_every_addition_scores_on_every_engine_as_in_torch(
+    tmp_path: Path, engine_cache: Path, standardise: bool
+) -> None:
+    data = make_parts(tmp_path / "data", color=True, good=100, bad=8)
+    config = {"width": 8, "latent_dim": 8, "pasted": 1.0, "noise": 0.1, "average": 0.5, "standardise": standardise}
+    run, path = tmp_path / "run", tmp_path / "part.kizu"
+    train(tiny(data, epochs=4, batch_size=8, config=config), run)
+    export(run, path, rule="last", false_reject=FALSE_REJECT)
+    manifest = Bundle.open(path).manifest
+    assert (manifest.training["epoch_rule"], manifest.training["epoch"]) == ("last", 4)
+    samples = split_of(run).test[:12]
+    expected = by_torch(run, inputs_of(run, samples), "last")
+    checked = set()
+    for name, engine in engines().items():
+        if engine.unavailable() is not None:
+            continue
+        for precision in engine.variants:
+            if engine.unsupported(precision) is not None:
+                continue
+            with kizu.load(path, engine=name, precision=precision, threads=1, cache=engine_cache) as detector:
+                scores = np.array([detector.score(sample.read()).score for sample in samples])
+            off = np.abs(scores - expected).max() / manifest.calibration.deviation()
+            assert off <= TOLERANCES[precision], (name, precision)
+            checked.add((name, precision))
+    assert {("openvino", "fp32"), ("openvino", "int8"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16")} <= checked
 
 
 # --- What is inside ---

@@ -31,7 +31,8 @@ from rows import CUDA_ENGINES, METHODS, MethodRow
 CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 BATCHES = {"static": (4, 4, 4), "dynamic": (1, 2, 8)}
 LARGE = "algan_image at its published widths"
-MODELS = (*(row.name for row in METHODS), "residual", LARGE)
+STANDARDISED = "algan_image, standardised"
+MODELS = (*(row.name for row in METHODS), "residual", STANDARDISED, LARGE)
 DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 DEVICE = {"name": "a card", "compute_capability": "8.6", "driver": 13000, "runtime": 13000, "integrated": False}
 
@@ -66,6 +67,7 @@ def models(bundle_path: Path) -> Mapping[str, Graphs]:
     made[METHODS[0].name] = {name: onnx.load_from_string(bundle.graph(name)) for name in bundle.manifest.graphs}
     residual = version_converter.convert_version(onnx.load_from_string(residual_graph()), variants.OPSET)
     made["residual"] = in_every_variant(residual, (5, 32, 32))
+    made[STANDARDISED] = untrained(METHODS[0], {**METHODS[0].config, "standardise": True}, 64)
     made[LARGE] = untrained(METHODS[0], {}, 256)
     return made
 

@@ -598,7 +598,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
     p.add_argument("--method", help="a method's name (algan_image)")
     p.add_argument(
-        "--preset", help=f"settings that go together: paper (as published), line (what was found to last) ({PRESET})"
+        "--preset",
+        help="settings that go together: paper (as published), line (what was found to last), surface (the same for "
+        f"changing light, at 64 pixels) ({PRESET})",
     )
     p.add_argument(
         "--set", nargs="+", action="extend", metavar="NAME=VALUE", help="settings of the method, e.g. sigma=4 width=64"

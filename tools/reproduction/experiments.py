@@ -20,7 +20,7 @@ _TILES: Changes = {
     "size": 64,
     "width": 32,
     "batch_size": 16,
-    "epochs": 128,
+    "epochs": 80,
     "validate_every": 4,
 }
 # Data, and the budget that two cores have for it.
@@ -199,10 +199,16 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         ),
         Experiment(
             "magnetic-tile",
-            'The preset "line" on magnetic tiles: the split by pictures and the split by tiles',
+            'The preset "surface" on magnetic tiles: the split by pictures and the split by tiles',
             "In the random split a tile may be seen in training under another exposure. The AUROC is also given with "
             "only such good test images, and with only the others.",
-            {"line": {"preset": "line"}},
+            {
+                "surface": {"preset": "surface"},
+                "line": {"preset": "line"},
+                "paper": {"preset": "paper"},
+                "surface, 32 pixels": {"preset": "surface", "size": 32},
+                "surface, 128 pixels": {"preset": "surface", "size": 128},
+            },
             data=("magnetic_tile/random", "magnetic_tile/tile"),
             changes={"epochs": _TILES["epochs"]},
         ),

@@ -70,12 +70,16 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """x (N, channels, size, size) to one logit an image (N,); high means normal.
 
-    Convolutions with spectral normalisation and LeakyReLU(0.2), no batch norm.
+    Convolutions with spectral normalisation and LeakyReLU(0.2), no batch norm. With ``standardise`` each image first
+    loses its own mean and variance over all channels and pixels, and with them how it was exposed.
     """
 
-    def __init__(self, *, size: int, channels: int, width: int, spectral: bool = True) -> None:
+    def __init__(
+        self, *, size: int, channels: int, width: int, standardise: bool = False, spectral: bool = True
+    ) -> None:
         super().__init__()
-        self.arguments = {"size": size, "channels": channels, "width": width}
+        self.arguments = {"size": size, "channels": channels, "width": width, "standardise": standardise}
+        self.standardise = nn.GroupNorm(1, channels, eps=1e-4, affine=False) if standardise else nn.Identity()
         widths = stage_widths(size, width)
         layers: list[nn.Module] = []
         for n_in, n_out in zip([channels, *widths], widths, strict=False):
@@ -90,7 +94,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N,) of images (N, channels, size, size)."""
-        logits: Tensor = self.layers(x)
+        logits: Tensor = self.layers(self.standardise(x))
         return logits.flatten()
 
     def folded(self) -> Discriminator:
