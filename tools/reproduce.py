@@ -131,6 +131,8 @@ def _reproduce(chosen: Sequence[Experiment], options: argparse.Namespace, folder
     for experiment in chosen:
         seeds = experiment.seeds if options.seeds is None else options.seeds
         whole = [row for row in plans[experiment.name] if row.run not in failed]
+        if not whole and plans[experiment.name]:
+            continue  # all have failed: what earlier calls have written stays
         _present(Context(experiment, whole, seeds, options.output, folder), console)
     return 1 if failed else 0
 

@@ -16,10 +16,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import kizu.settings
 from kizu.errors import TrainingError
 from kizu.method import get
-from kizu.settings import SETTINGS, TrainingSettings, read_settings
+from kizu.settings import SETTINGS, TrainingSettings, preset, read_settings
 from reproduction.experiments import Changes, Experiment, settings_of_data
 
 TOOLS = Path(__file__).resolve().parents[1]
@@ -55,6 +54,10 @@ class Run:
     def recipe(self) -> str:
         """Of all but the seed."""
         return _digest(self.settings, self.stops, "seed")
+
+    def request(self) -> str:
+        """What a worker is asked for."""
+        return json.dumps({"settings": self.settings.as_dict(), "stops": self.stops, "digest": self.digest})
 
     def folder(self, output: Path) -> Path:
         """Where the run lies."""
@@ -98,11 +101,7 @@ class Planned:
 
 def flat_preset(method: str, name: str) -> dict[str, Any]:
     """A method's preset as flat settings, all of the method's options among them."""
-    # TODO: import it by name once every tree has it.
-    preset = getattr(kizu.settings, "preset", None)
-    if preset is None and name != "paper":
-        raise TrainingError(f"this version of kizu has no preset {name!r}")
-    values: dict[str, Any] = {} if preset is None else preset(method, name)
+    values = preset(method, name)
     config = {item.name: item.default for item in fields(get(method).config_type)}
     flat = {name: value for name, value in values.items() if name not in ("method", "config")}
     return {**config, **flat, **values.get("config", {})}
@@ -112,11 +111,11 @@ def settings_for(experiment: Experiment, data: str, seed: int, changes: Changes)
     """Lay the settings over each other; raises TrainingError."""
     config_type = get(experiment.method).config_type
     defaults = {item.name: item.default for item in fields(config_type)}
-    preset = flat_preset(experiment.method, changes.get("preset", experiment.preset))
+    base = flat_preset(experiment.method, changes.get("preset", experiment.preset))
     values = {
         # The preset's options of the method that are the defaults do not count as the preset's.
         **settings_of_data(data),
-        **{name: value for name, value in preset.items() if name not in defaults or value != defaults[name]},
+        **{name: value for name, value in base.items() if name not in defaults or value != defaults[name]},
         **experiment.changes,
         **experiment.for_data.get(data, {}),
         **{name: value for name, value in changes.items() if name != "preset"},
@@ -231,8 +230,7 @@ class Workers:
         """Train one run; what went wrong, or None."""
         folder = run.folder(self.output)
         folder.mkdir(parents=True, exist_ok=True)
-        request = json.dumps({"settings": run.settings.as_dict(), "stops": run.stops, "digest": run.digest})
-        command = [sys.executable, "-m", "reproduction.worker", str(folder), request]
+        command = [sys.executable, "-m", "reproduction.worker", str(folder), run.request()]
         path = os.pathsep.join([str(TOOLS), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
         with (folder / LOG_FILE).open("ab") as log:
