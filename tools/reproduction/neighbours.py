@@ -17,7 +17,7 @@ from reproduction.page import Context, Section, Table
 SPLITS = ("magnetic_tile/random", "magnetic_tile/tile")
 SIZE = 64
 KINDS = ("pixels", "standardised")
-COLUMNS = ("data", "images", "seed", "auroc", "auroc_seen", "auroc_unseen", "seen", "unseen")
+COLUMNS = ("data", "variant", "seed", "auroc", "auroc_seen", "auroc_unseen", "seen", "unseen")
 
 
 def sections(context: Context) -> list[Section]:
@@ -32,7 +32,7 @@ def sections(context: Context) -> list[Section]:
     body = []
     for data in SPLITS:
         for kind in KINDS:
-            own = [row for row in rows if (row["data"], row["images"]) == (data, kind)]
+            own = [row for row in rows if (row["data"], row["variant"]) == (data, kind)]
             columns = [[row[name] for row in own if name in row] for name in COLUMNS[3:6]]
             body.append([data, kind, *(_mean_sd(values) for values in columns)])
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
@@ -63,7 +63,7 @@ def _judge(data: str, seed: int) -> list[results.Row]:
     rows = []
     for kind in KINDS:
         scores = _distances(_vectors(test, kind), _vectors(train, kind))
-        row: results.Row = {"images": kind, "auroc": auroc(scores, anomalous)}
+        row: results.Row = {"variant": kind, "auroc": auroc(scores, anomalous)}
         for name, some in (("seen", seen), ("unseen", ~seen)):
             chosen_images = anomalous | some
             row[name] = int((some & ~anomalous).sum())
