@@ -254,7 +254,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment(
             "robustness",
             "Section V-G: anomalies that are neither in the training nor in the test data",
-            "",
+            'The preset "line" trains on pasted patches of its own, so that for it only the fakes are of a new kind.',
             _BOTH_PRESETS,
             data=("mnist:8", "magnetic_tile/random"),
             changes={"epochs": _MNIST["epochs"]},
