@@ -78,7 +78,8 @@ class Experiment:
 # What the preset "line" adds to "paper", by name.
 _ADDITIONS: Mapping[str, Mapping[str, Any]] = {
     "faster D": {"lr_d": 5e-4},
-    "long memory": {"buffer": "per_batch", "buffer_replaced": 0.03, "fake_batch_norm": "running"},
+    "long memory": {"buffer": "per_batch", "buffer_replaced": 0.03},
+    "running statistics": {"fake_batch_norm": "running"},
     "pasted": {"pasted": 2.0},
     "average": {"average": 0.998},
 }
