@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
@@ -29,7 +30,7 @@ from kizu.data import Sample, Split
 from kizu.prepare_reference import prepare_reference
 from kizu.run_folder import holds_run, load_file
 from kizu.settings import CHECKPOINT, SETTINGS, epoch_file
-from reproduction import curve, experiments, histograms, images, results, robustness, toy, worker
+from reproduction import curve, experiments, histograms, images, neighbours, results, robustness, toy, worker
 from reproduction.experiments import EXPERIMENTS, Experiment
 from reproduction.networks import Networks
 from reproduction.page import Context
@@ -390,3 +391,18 @@ def test_fakes_are_as_d_sees_them_in_training(rows: list[Planned], output: Path)
     with torch.no_grad():
         assert torch.equal(generator(z)[:3], normal[:3])
     assert not torch.equal(networks.fakes(6, sigma=8.0, seed=5)[1], anomalous)
+
+
+# --- Neighbours ---
+
+
+def test_distances_are_those_to_the_nearest_training_image_whatever_the_exposure() -> None:
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(40, 200, (n, 1, 9, 9), np.uint8) for n in (30, 12))
+    for kind in neighbours.KINDS:
+        a, b = neighbours.vectors(test, kind), neighbours.vectors(train, kind)
+        expected = NearestNeighbors(n_neighbors=1).fit(b).kneighbors(a)[0][:, 0]
+        np.testing.assert_allclose(neighbours.distances(a, b), expected, rtol=1e-9)
+    darker = neighbours.vectors(train // 2, "standardised")
+    assert neighbours.distances(darker, neighbours.vectors(train, "standardised")).max() < 0.3
+    assert neighbours.distances(train.reshape(30, -1) / 510, train.reshape(30, -1) / 255).min() > 1

@@ -62,7 +62,7 @@ def _judge(data: str, seed: int) -> list[results.Row]:
     seen = np.array([sample.group in tiles for sample in split.test])
     rows = []
     for kind in KINDS:
-        scores = _distances(_vectors(test, kind), _vectors(train, kind))
+        scores = distances(vectors(test, kind), vectors(train, kind))
         row: results.Row = {"variant": kind, "auroc": auroc(scores, anomalous)}
         for name, some in (("seen", seen), ("unseen", ~seen)):
             chosen_images = anomalous | some
@@ -73,14 +73,15 @@ def _judge(data: str, seed: int) -> list[results.Row]:
     return rows
 
 
-def _vectors(images: NDArray[np.uint8], kind: str) -> NDArray[np.float64]:
+def vectors(images: NDArray[np.uint8], kind: str) -> NDArray[np.float64]:
+    """Images (N, channels, H, W) as vectors (N, M), as they are or standardised."""
     vectors = images.reshape(len(images), -1) / 255
     if kind == "standardised":
         vectors = (vectors - vectors.mean(1, keepdims=True)) / (vectors.std(1, keepdims=True) + 1e-2)
     return vectors
 
 
-def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """From each row of ``a`` to the nearest of ``b``."""
     squares = (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)
     found: NDArray[np.float64] = np.sqrt(np.maximum(squares.min(1), 0))
