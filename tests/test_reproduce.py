@@ -404,5 +404,5 @@ def test_distances_are_those_to_the_nearest_training_image_whatever_the_exposure
         expected = NearestNeighbors(n_neighbors=1).fit(b).kneighbors(a)[0][:, 0]
         np.testing.assert_allclose(neighbours.distances(a, b), expected, rtol=1e-9)
     darker = neighbours.vectors(train // 2, "standardised")
-    assert neighbours.distances(darker, neighbours.vectors(train, "standardised")).max() < 0.3
+    assert neighbours.distances(darker, neighbours.vectors(train, "standardised")).max() < 0.6  # others lie at 10
     assert neighbours.distances(train.reshape(30, -1) / 510, train.reshape(30, -1) / 255).min() > 1
