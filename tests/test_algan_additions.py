@@ -109,7 +109,7 @@ def spy_on_d(method: AlganImage, monkeypatch: pytest.MonkeyPatch) -> list[Tensor
 
 
 def test_pasted_images_enter_ds_loss_with_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = make(pasted=0.7, n_dis=1, lr_d=1e-12, lr_g=1e-12)
+    method = make(cutpaste_weight=0.7, n_dis=1, lr_d=1e-12, lr_g=1e-12)
     seen = spy_on_d(method, monkeypatch)
     x = real_images(7)
     method.start(batches=2, batch_size=7)
@@ -132,7 +132,7 @@ def test_pasted_images_enter_ds_loss_with_their_weight(monkeypatch: pytest.Monke
 def test_noise_is_on_all_that_d_sees_in_training_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {}
     for noise in (0.0, 0.25):
-        method = make(noise=noise, n_dis=1, pasted=1.0, lr_d=1e-12, lr_g=1e-12)
+        method = make(instance_noise=noise, n_dis=1, cutpaste_weight=1.0, lr_d=1e-12, lr_g=1e-12)
         with torch.no_grad():
             method.eval()
             logit = method(real_images())["logit"]
@@ -157,14 +157,15 @@ def folded_weights(method: AlganImage) -> list[Tensor]:
     return [p.detach().clone() for p in method.discriminator.folded().parameters()]
 
 
-def test_the_average_is_that_of_the_normalised_weights() -> None:
-    method = make(average=0.9, n_dis=1, lr_d=1e-2)
+@pytest.mark.parametrize("limit", [0.3, 0.99])  # from the third batch on, and never reached
+def test_the_average_is_that_of_the_normalised_weights(limit: float) -> None:
+    method = make(ema_decay=limit, n_dis=1, lr_d=1e-2)
     assert method.averaged is not None
     expected = folded_weights(method)
     state = state_of(method)
     for t, place in enumerate([(1, 0), (1, 1), (2, 0), (2, 1)], start=1):
         run(method, state, [place])
-        decay = min(0.9, (1 + t) / (10 + t))
+        decay = min(limit, (1 + t) / (10 + t))
         expected = [decay * old + (1 - decay) * new for old, new in zip(expected, folded_weights(method), strict=True)]
     for weight, wanted in zip(method.averaged.parameters(), expected, strict=True):
         torch.testing.assert_close(weight.detach(), wanted, rtol=1e-5, atol=1e-6)
@@ -176,7 +177,7 @@ def test_the_average_is_that_of_the_normalised_weights() -> None:
 
 
 def test_the_average_scores_exports_and_survives_a_checkpoint() -> None:
-    method = make(average=0.5, pasted=1.0, noise=0.1)
+    method = make(ema_decay=0.5, cutpaste_weight=1.0, instance_noise=0.1)
     state = state_of(method)
     run(method, state, [(1, 0), (1, 1)])
     x = real_images(5)
@@ -195,7 +196,7 @@ def test_the_average_scores_exports_and_survives_a_checkpoint() -> None:
         for parameter in method.averaged.parameters():
             parameter.sub_(1)
     method.train()
-    other = make(seed=5, average=0.5, pasted=1.0, noise=0.1)
+    other = make(seed=5, ema_decay=0.5, cutpaste_weight=1.0, instance_noise=0.1)
     other.load_state_dict(method.state_dict())
     state_too = state_of(other)
     for name, optimizer in state_too.optimizers.items():
@@ -209,7 +210,7 @@ def test_the_average_scores_exports_and_survives_a_checkpoint() -> None:
 
 def test_averaging_keeps_the_scale_where_averaged_parameters_would_not() -> None:
     """Each folded weight has spectral norm 1, so an average of them has at most that."""
-    method = make(average=0.99, lr_d=1e-2, width=8)
+    method = make(ema_decay=0.99, lr_d=1e-2, width=8)
     state = state_of(method)
     with torch.no_grad():
         for _ in range(100):  # power iterations until the norm is exact
@@ -223,8 +224,8 @@ def test_averaging_keeps_the_scale_where_averaged_parameters_would_not() -> None
 
 
 def test_standardised_images_keep_their_logits_whatever_the_exposure() -> None:
-    method = make(standardise=True, average=0.5)
-    plain = make(average=0.5)
+    method = make(standardise=True, ema_decay=0.5)
+    plain = make(ema_decay=0.5)
     for each in (method, plain):
         run(each, state_of(each), [(1, 0), (1, 1)])
     x = real_images(6) * 0.5
@@ -239,25 +240,15 @@ def test_standardised_images_keep_their_logits_whatever_the_exposure() -> None:
     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_off_is_the_paper_to_the_bit() -> None:
-    ends = []
-    for method in (make(), make(pasted=0.0, noise=0.0, average=0.0)):
-        run(method, state_of(method), [(1, 0), (2, 0)])
-        ends.append(method.state_dict())
-    assert not any("averaged." in name for name in ends[0])
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
-    assert (AlganImageConfig().pasted, AlganImageConfig().noise, AlganImageConfig().average) == (0, 0, 0)
-
-
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("pasted", -0.1, "pasted is -0.1.*at least 0"),
-        ("noise", -1.0, "noise is -1.0.*at least 0"),
-        ("noise", math.inf, "noise is inf.*finite"),
-        ("average", 1.0, "average is 1.0.*below 1"),
-        ("average", -0.5, "average is -0.5.*at least 0"),
-        ("average", "long", "average is 'long'.*number"),
+        ("cutpaste_weight", -0.1, "cutpaste_weight is -0.1.*at least 0"),
+        ("instance_noise", -1.0, "instance_noise is -1.0.*at least 0"),
+        ("instance_noise", math.inf, "instance_noise is inf.*finite"),
+        ("ema_decay", 1.0, "ema_decay is 1.0.*below 1"),
+        ("ema_decay", -0.5, "ema_decay is -0.5.*at least 0"),
+        ("ema_decay", "long", "ema_decay is 'long'.*number"),
         ("standardise", 1, "standardise is 1.*true or false"),
     ],
 )
@@ -283,10 +274,16 @@ def test_every_method_has_the_papers_preset_and_all_presets_are_settings(method:
 
 def test_what_is_given_goes_before_a_preset() -> None:
     line = get("algan_image").presets["line"]
-    chosen = TrainingSettings.from_preset("line", data="parts", epochs=3, config={"average": 0.5, "width": 8})
+    chosen = TrainingSettings.from_preset("line", data="parts", epochs=3, config={"ema_decay": 0.5, "width": 8})
     assert chosen.epochs == 3
-    assert chosen.config == {**line["config"], "average": 0.5, "width": 8}
+    assert chosen.config == {**line["config"], "ema_decay": 0.5, "width": 8}
     assert "width" not in line["config"]  # the preset itself is not changed
+
+
+def test_without_a_name_it_is_line_where_the_method_has_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TrainingSettings.from_preset(data="parts") == TrainingSettings.from_preset("line", data="parts")
+    monkeypatch.setattr(AlganImage, "presets", {"paper": {}})
+    assert TrainingSettings.from_preset(data="parts") == TrainingSettings(data="parts")
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:

@@ -176,8 +176,9 @@ def test_train_export_resume_from_the_command_line(tmp_path: Path, engine_cache:
     assert "--resume" in again.stderr
     line = get("algan_image").presets["line"]["config"]  # what the command line takes unless told otherwise
     assert read_settings(run).config == {**line, "width": 4, "sigma": 3}
-    named = ("train", tmp_path / "parts", "--resume", "--output", run, "--epochs", 1, *common)
-    assert kizu(*named, "--preset", "line", cache=engine_cache).returncode == 0  # the same settings, named again
+    named = ("train", "--resume", "--output", run, "--epochs", 1, *common)
+    for more in ((), ("--preset", "line"), (tmp_path / "parts",)):  # the same settings, named again
+        assert kizu(*named, *more, cache=engine_cache).returncode == 0
     other = kizu(*named, "--preset", "paper", cache=engine_cache)
     assert other.returncode == 1
     assert "trained with other settings (config)" in other.stderr
@@ -204,13 +205,13 @@ def test_the_papers_preset_from_the_command_line(tmp_path: Path, monkeypatch: py
         return Outcome(tmp_path, 1, True, {})
 
     monkeypatch.setattr("kizu.training.train", watched)
-    for more in ([], ["--preset", "paper"], ["--preset", "line", "--epochs", "7", "--set", "average=0.5"]):
+    for more in ([], ["--preset", "paper"], ["--preset", "line", "--epochs", "7", "--set", "ema_decay=0.5"]):
         assert main(["train", "mnist:8", "--output", str(tmp_path / "run"), *more]) == 0
     line = preset("algan_image", "line")
     assert seen == [
         TrainingSettings(**line, data="mnist:8"),
         TrainingSettings(data="mnist:8"),
-        TrainingSettings(**{**line, "epochs": 7, "config": {**line["config"], "average": 0.5}}, data="mnist:8"),
+        TrainingSettings(**{**line, "epochs": 7, "config": {**line["config"], "ema_decay": 0.5}}, data="mnist:8"),
     ]
 
 

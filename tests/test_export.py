@@ -98,7 +98,14 @@ def test_a_run_with_every_addition_scores_on_every_engine_as_in_torch(
     tmp_path: Path, engine_cache: Path, standardise: bool
 ) -> None:
     data = make_parts(tmp_path / "data", color=True, good=100, bad=8)
-    config = {"width": 8, "latent_dim": 8, "pasted": 1.0, "noise": 0.1, "average": 0.5, "standardise": standardise}
+    config = {
+        "width": 8,
+        "latent_dim": 8,
+        "cutpaste_weight": 1.0,
+        "instance_noise": 0.1,
+        "ema_decay": 0.5,
+        "standardise": standardise,
+    }
     run, path = tmp_path / "run", tmp_path / "part.kizu"
     train(tiny(data, epochs=4, batch_size=8, config=config), run)
     export(run, path, rule="last", false_reject=FALSE_REJECT)

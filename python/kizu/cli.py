@@ -78,10 +78,12 @@ def train(options: argparse.Namespace) -> int:
             given[name] = tuple(value for value in given[name] if value != "none")
     if "data" in given and Path(given["data"]).exists() and given["data"].partition(":")[0] not in _names():
         given["data"] = str(Path(given["data"]).resolve())  # the same images, wherever the run is exported from
-    if options.resume and options.preset is None:
-        settings = TrainingSettings(**{**read_settings(options.output).__dict__, **given})
-    elif "data" in given:
-        settings = TrainingSettings.from_preset(options.preset or PRESET, **given)
+    held = read_settings(options.output) if options.resume else None
+    if held is not None and options.preset is None:
+        given["config"] = {**held.config, **given.get("config", {})}
+        settings = replace(held, **given)
+    elif held is not None or "data" in given:
+        settings = TrainingSettings.from_preset(options.preset, **{"data": held.data if held else "", **given})
     else:
         raise TrainingError("name the data: a folder of good images, or a data set that kizu data list shows")
     outcome = run(settings, options.output, resume=options.resume, progress=RichProgress(out))

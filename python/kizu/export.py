@@ -70,8 +70,8 @@ def export(
     Args:
         run: the run's folder.
         path: the bundle to write; replaced if it is there.
-        rule: which epoch: "labelled" (the paper's rule) or "good" (good images alone); by default "labelled" where the
-            run had labelled validation images.
+        rule: which epoch: "labelled" (the paper's rule), "good" (good images alone) or "last" (the end of training);
+            by default "labelled" where the run had labelled validation images.
         false_reject: the rate of good parts rejected that the threshold promises not to exceed.
         manual: a threshold set by hand, for when there are too few calibration images; no rate is promised then.
         note: is told what is being done.

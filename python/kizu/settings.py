@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EpochRule = Literal["labelled", "good", "last"]
 RULES: tuple[EpochRule, ...] = ("labelled", "good", "last")
-PRESET = "line"  # what the command line takes unless told otherwise
+PRESET = "line"  # what is taken unless another is named
 SETTINGS, CHECKPOINT, LOG = "settings.json", "checkpoint.pt", "log.csv"
 
 
@@ -130,9 +130,15 @@ class TrainingSettings:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
     @classmethod
-    def from_preset(cls, name: str, **given: Any) -> TrainingSettings:
-        """The preset ``name`` of the method, with what is given in place of its own; raises TrainingError."""
-        values = preset(given.get("method", cls.method), name)
+    def from_preset(cls, name: str | None = None, **given: Any) -> TrainingSettings:
+        """A preset of the method with what is given in place of its own; raises TrainingError.
+
+        Without a name it is "line" where the method has that, else "paper".
+        """
+        from kizu.method import get
+
+        method = given.get("method", cls.method)
+        values = preset(method, name or (PRESET if PRESET in get(method).presets else "paper"))
         return cls(**{**values, **given, "config": {**values.get("config", {}), **given.get("config", {})}})
 
     @classmethod

@@ -34,15 +34,22 @@ def sections(context: Context) -> list[Section]:
         for kind in KINDS:
             own = [row for row in rows if (row["data"], row["variant"]) == (data, kind)]
             columns = [[row[name] for row in own if name in row] for name in COLUMNS[3:6]]
-            body.append([data, kind, *(_mean_sd(values) for values in columns)])
+            counts = [str([row[name] for row in own])[1:-1] for name in ("seen", "unseen")]
+            body.append([data, kind, *(_mean_sd(values) for values in columns), *counts])
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     text = (
         "Nothing is trained: a test image's score is its Euclidean distance to the nearest training image at "
         f"{SIZE} x {SIZE} pixels; *standardised*: each image less its mean, over its standard deviation. *Seen* counts "
         "only good test images of tiles that are in the training set under another exposure, *unseen* only the "
-        f"others. Mean ± standard deviation over seeds {seeds}."
+        f"others; how many there are is told for each seed. Mean ± standard deviation over seeds {seeds}."
     )
-    return [Section(Table(["data", "images", "AUROC", "seen", "unseen"], body), text, files=[file])]
+    return [
+        Section(
+            Table(["data", "images", "AUROC", "seen", "unseen", "seen images", "unseen images"], body),
+            text,
+            files=[file],
+        )
+    ]
 
 
 def _mean_sd(values: list[float]) -> str:

@@ -48,12 +48,13 @@ class AlganImageConfig:
         fake_batch_norm: how G makes D's fakes. "mixed": normal and anomalous latents in one training-mode
             batch; "running": G on its running statistics. (Anomalous latents in a training-mode batch of
             their own would have sigma divided away.)
-        pasted: addition: weight in D's loss of images with a patch pasted from another training image, which D
-            learns to reject besides G's fakes (>= 0); half as many as real images.
-        noise: addition: standard deviation of Gaussian noise on all that D sees in training (>= 0), where pixels
-            lie in [-1, 1].
-        average: addition: decay, for each batch, of an average of D's normalised weights, which scores in D's
-            place (0: D itself does).
+        cutpaste_weight: addition: weight in D's loss of training images with a pasted patch, which D learns to reject
+            besides G's fakes (>= 0); half as many as real images.
+        instance_noise: addition: standard deviation of Gaussian noise on all that D sees in training (>= 0), where
+            pixels lie in [-1, 1].
+        ema_decay: addition: decay a batch of an exponential moving average of D's normalised weights, which scores in
+            D's place (below 1; 0: D itself scores). After t batches it is (1 + t) / (10 + t) where that is less: the
+            average spans the last tenth of a short training.
         standardise: addition: D takes each image less its mean, divided by its standard deviation, so that the
             exposure does not count; nor does a part that is too dark or too bright as a whole.
     """
@@ -74,9 +75,9 @@ class AlganImageConfig:
     buffer_size: float = 2.0
     buffer_replaced: float = 0.5
     fake_batch_norm: Literal["mixed", "running"] = "mixed"
-    pasted: float = 0.0
-    noise: float = 0.0
-    average: float = 0.0
+    cutpaste_weight: float = 0.0
+    instance_noise: float = 0.0
+    ema_decay: float = 0.0
     standardise: bool = False
 
     def __post_init__(self) -> None:
@@ -91,10 +92,10 @@ class AlganImageConfig:
         for name in ("alpha", "xi", "buffer_replaced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}, but must lie in [0, 1]")
-        for name in ("pasted", "noise"):
+        for name in ("cutpaste_weight", "instance_noise"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 0")
-        for name in ("beta1", "beta2", "average"):
+        for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 0 and below 1")
         for name in ("width", "latent_dim", "n_z", "n_dis"):
@@ -125,8 +126,8 @@ LINE: Mapping[str, Any] = {
         "buffer": "per_batch",
         "buffer_replaced": 0.03,
         "fake_batch_norm": "running",
-        "pasted": 2.0,
-        "average": 0.998,
+        "cutpaste_weight": 2.0,
+        "ema_decay": 0.998,
     },
 }
 # For surfaces photographed under changing light, at a size that two processor cores train in minutes.
@@ -200,7 +201,7 @@ class AlganImage(Method):
         self.discriminator = Discriminator(
             size=size, channels=prepare.channels, width=config.width, standardise=config.standardise
         )
-        self.averaged = self.discriminator.folded() if config.average else None
+        self.averaged = self.discriminator.folded() if config.ema_decay else None
         self.pool = ChannelPool(prepare)
         for name in ("z_d", "z_g", "buffer"):
             self.register_buffer(name, torch.empty(0))
@@ -268,7 +269,7 @@ class AlganImage(Method):
                 xi=config.xi,
             )
             if len(pasted):
-                loss_d = loss_d + config.pasted * softplus(cut).mean()
+                loss_d = loss_d + config.cutpaste_weight * softplus(cut).mean()
             _update(state.optimizers["D"], loss_d)
         self._store(fakes, state)
         loss_g = self._update_generator(state)
@@ -277,7 +278,7 @@ class AlganImage(Method):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return ``{"logit": (N,)}`` of prepared images (N, C, H, W), by the averaged D where there is one."""
-        return {"logit": (self.averaged or self.discriminator)(x)}
+        return {"logit": (self.discriminator if self.averaged is None else self.averaged)(x)}
 
     def export_module(self) -> nn.Module:
         """Return the discriminator alone with its spectral norm folded into the weights."""
@@ -313,8 +314,8 @@ class AlganImage(Method):
 
     def _logits(self, images: Tensor, state: TrainingState) -> Tensor:
         """D's logits (N,) of images (N, C, H, W), which have noise added to them first."""
-        if self.config.noise:
-            images = images + self.config.noise * torch.empty_like(images).normal_(generator=state.generator)
+        if self.config.instance_noise:
+            images = images + self.config.instance_noise * torch.empty_like(images).normal_(generator=state.generator)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=state.autocast):
             logits: Tensor = self.discriminator(images)
@@ -322,17 +323,17 @@ class AlganImage(Method):
 
     def _pasted(self, batch: Tensor, state: TrainingState) -> Tensor:
         """Pseudo-anomalies by pasting, made of a random half of the real images; none where their weight is 0."""
-        if not self.config.pasted:
+        if not self.config.cutpaste_weight:
             return batch[:0]
         half = torch.randperm(len(batch), generator=state.generator)[: -(-len(batch) // 2)]
         return paste_patches(batch[half], state.generator)
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Move the average towards D; fast at first, so that it forgets where D began."""
+        """Move the average towards D."""
         if self.averaged is not None:
             self.averages += 1
-            decay = min(self.config.average, float((1 + self.averages) / (10 + self.averages)))
+            decay = min(self.config.ema_decay, float((1 + self.averages) / (10 + self.averages)))
             self.discriminator.fold_into(self.averaged, 1 - decay)
 
     def _parts(self) -> list[tuple[slice, slice]]:
