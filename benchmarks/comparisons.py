@@ -76,6 +76,7 @@ COMPARISONS = (
     Comparison("score_vs_bandwidth_2", "floor", 0.8, ("score_kizu_2", "score_read_2")),
     Comparison("score_map_cost", "ceiling", 1.3, ("score_kizu", "score_kizu_map")),
     Comparison("cold_start", "ceiling", 0.5, ("cold_start",)),
+    Comparison("train_vs_eager", "floor", 3, ("train_kizu", "train_eager")),
     Comparison("detection_worst_auroc", "floor", 0.9, ("detection_worst_auroc",), slow=True),
     *(
         Comparison(side, "ceiling", None, (side,), gpu=True, devices=GPU_TARGETS)

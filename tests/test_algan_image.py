@@ -165,10 +165,10 @@ class PlainD:
 
     def __init__(self, discriminator: Discriminator) -> None:
         layers: list[Any] = [layer for layer in discriminator.layers if isinstance(layer, nn.Conv2d)]
-        self.weights = [leaf(layer.parametrizations.weight.original) for layer in layers]
+        self.weights = [leaf(layer.weight) for layer in layers]
         self.biases = [leaf(layer.bias) for layer in layers]
-        norms = [layer.parametrizations.weight[0] for layer in layers]
-        self.left, self.right = [n._u.clone() for n in norms], [n._v.clone() for n in norms]
+        self.left = [layer.u.clone() for layer in layers]
+        self.right = [layer.v.view(4, 4, -1).permute(2, 0, 1).flatten() for layer in layers]
         self.parameters = [*self.weights, *self.biases]
         self.normalised: list[Tensor] = []
 

@@ -125,7 +125,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment(
             "ablation-line",
             'Table 7 on the preset "line"',
-            "Without anomalous latents alpha is 1, without buffered data xi is 1. Pasted pseudo-anomalies stay in all rows.",
+            "Without anomalous latents alpha is 1, without buffered data xi is 1. All rows keep the pasted patches.",
             _ABLATION,
             preset="line",
             changes={"epochs": _MNIST["epochs"]},
@@ -161,8 +161,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment(
             "diagnosis",
             "What makes D lose its boundary: one factor at a time against the paper's recipe",
-            "With about as many updates in all rows, 320 batches. Rows of 500 and 6000 images are tested on fewer and more "
-            "images, too.",
+            "With about as many updates in all rows, 320 batches. Rows of 500 and 6000 images are tested on fewer and "
+            "more images too.",
             {
                 "paper": {},
                 "lr_d x5": {"lr_d": 5e-4},

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from kizu.errors import TrainingError
+from kizu.layers.spectral import SpectralConv2d
 
 MIN_SIZE, MAX_SIZE = 32, 512
 
@@ -87,17 +87,17 @@ class Discriminator(nn.Module):
             "standardise": standardise,
         }
         self.standardise = nn.GroupNorm(1, channels, eps=1e-4, affine=False) if standardise else nn.Identity()
+        convolution = SpectralConv2d if spectral else nn.Conv2d
         widths = stage_widths(size, width)
         layers: list[nn.Module] = []
         for n_in, n_out in zip([channels, *widths], widths, strict=False):
-            layers += [nn.Conv2d(n_in, n_out, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
-        layers.append(nn.Conv2d(widths[-1], 1, 4))
+            layers += [convolution(n_in, n_out, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        layers.append(convolution(widths[-1], 1, 4))
         self.layers = nn.Sequential(*layers)
-        # Weights first, norm second: the norm's power iteration starts from the weights it finds.
         self.apply(_initialise)
         for layer in self.layers:
-            if spectral and isinstance(layer, nn.Conv2d):
-                spectral_norm(layer)
+            if isinstance(layer, SpectralConv2d):
+                layer.settle()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N,) of images (N, channels, size, size)."""
@@ -114,11 +114,9 @@ class Discriminator(nn.Module):
     @torch.no_grad()
     def fold_into(self, plain: Discriminator, weight: float = 1.0) -> None:
         """Move the plain convolutions of ``plain`` towards the normalised weights, by a share of the way."""
-        training = self.training
-        self.eval()  # the norm's power iteration stands still
         for to, layer in zip(plain.layers, self.layers, strict=True):
             if isinstance(to, nn.Conv2d) and isinstance(layer, nn.Conv2d):
-                to.weight.lerp_(layer.weight, weight)
+                held = layer.normalised() if isinstance(layer, SpectralConv2d) else layer.weight
+                to.weight.lerp_(held, weight)
                 if to.bias is not None and layer.bias is not None:
                     to.bias.lerp_(layer.bias, weight)
-        self.train(training)
