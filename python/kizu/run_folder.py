@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -31,10 +31,16 @@ def load_file(path: Path) -> dict[str, Any]:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that it is whole at any moment; on a failure the old one stays and nothing lies beside it."""
+    with _replaced(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[BinaryIO]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
@@ -45,9 +51,8 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def save_file(values: Mapping[str, Any], path: Path) -> None:
     """Write what ``load_file`` reads; the file is whole at any moment."""
-    stream = io.BytesIO()
-    torch.save(dict(values), stream)
-    replace_file(path, stream.getvalue())
+    with _replaced(path) as stream:  # straight into the file: buffered fakes can be gigabytes
+        torch.save(dict(values), stream)
 
 
 def holds_run(folder: Path) -> bool:
