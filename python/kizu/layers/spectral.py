@@ -37,14 +37,15 @@ class SpectralConv2d(nn.Conv2d):
         """The weight over its singular value."""
         sigma = torch.dot(self.u, torch.mv(_matrix(self.weight.detach()), self.v))
         type_ = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
-        normalised: Tensor = _Normalised.apply(self.weight, sigma, self.u, self.v, type_)
+        normalised: Tensor = _Normalised.apply(self.weight, sigma, self.u, self.v, type_)  # type: ignore[no-untyped-call]
         return normalised
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, H, W)."""
         if self.training:
             self._iterate()
-        return self._conv_forward(x, self.normalised(), self.bias)
+        y: Tensor = self._conv_forward(x, self.normalised(), self.bias)
+        return y
 
     @torch.no_grad()
     def _iterate(self) -> None:
@@ -58,7 +59,8 @@ class _Normalised(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, sigma: Tensor, u: Tensor, v: Tensor, type_: torch.dtype) -> Tensor:
         ctx.save_for_backward(weight, u, v)
         ctx.scale = float(1 / sigma)
-        return (weight * ctx.scale).to(type_)
+        normalised: Tensor = weight * ctx.scale
+        return normalised.to(type_)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -67,8 +69,8 @@ class _Normalised(torch.autograd.Function):
         matrix = _matrix(gradient).to(weight.dtype, copy=True)
         along = float(torch.dot(matrix.flatten(), _matrix(weight).flatten()))
         matrix.addr_(u, v, beta=ctx.scale, alpha=-along * ctx.scale**2)
-        _, inputs, height, width = weight.shape
-        return matrix.unflatten(1, (height, width, inputs)).permute(0, 3, 1, 2), None, None, None, None
+        outputs, inputs, height, width = weight.shape
+        return matrix.view(outputs, height, width, inputs).permute(0, 3, 1, 2), None, None, None, None
 
 
 def _matrix(weight: Tensor) -> Tensor:
