@@ -18,7 +18,7 @@ from kizu.data.prepared import PreparedImages
 from kizu.engine import engines
 from kizu.metrics import auroc
 from kizu.run_folder import load_file
-from kizu.settings import RULES, epoch_file, read_settings
+from kizu.settings import epoch_file, read_settings
 from kizu.validation import score_images
 
 pytestmark = pytest.mark.slow
@@ -38,15 +38,10 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
 
 @pytest.mark.side("detection_worst_auroc")
 def test_detection(benchmark: Any, demos: dict[Path, str]) -> None:
-    """The worst AUROC of all seeds and epoch rules, as the demo prints them."""
-    found = [
-        (float(value), rule)
-        for text in demos.values()
-        for value, rule in re.findall(r"^AUROC (\d\.\d+) .*rule (\w+)", text, re.MULTILINE)
-    ]
-    assert sorted(rule for _, rule in found) == sorted(RULES * len(SEEDS))
-    assert all(0 <= value <= 1 for value, _ in found)
-    benchmark.extra_info |= {"side": "detection_worst_auroc", "value": min(found)[0], "auroc": found}
+    """The worst AUROC at the end of training, as the demo prints it."""
+    found = [float(re.findall(r"^AUROC (\d\.\d+) .*rule last", text, re.MULTILINE)[0]) for text in demos.values()]
+    assert all(0 <= value <= 1 for value in found)
+    benchmark.extra_info |= {"side": "detection_worst_auroc", "value": min(found), "auroc": found}
     benchmark.pedantic(lambda: min(found), rounds=1)
 
 
@@ -56,7 +51,7 @@ def torch_scores(folder: Path) -> tuple[list[NDArray[np.uint8]], list[bool], NDA
     dataset = settings.dataset()
     test, spec = settings.divide(dataset).test, settings.prepare(dataset)
     module = settings.create(spec).export_module()
-    module.load_state_dict(load_file(epoch_file(folder / "run", "labelled"))["module"])
+    module.load_state_dict(load_file(epoch_file(folder / "run", "last"))["module"])
     scores = score_images(module, PreparedImages.read(test, spec), scoring="logit").astype(np.float64)
     return [sample.read() for sample in test], [not sample.good for sample in test], scores
 
@@ -78,7 +73,7 @@ def test_fidelity(demos: dict[Path, str]) -> None:
     checked = set()
     for folder in demos:
         frames, anomalous, reference = torch_scores(folder)
-        for detector in detectors(folder / "cookies-labelled.kizu"):
+        for detector in detectors(folder / "cookies-last.kizu"):
             manifest = detector.bundle.manifest
             scores = np.array([detector.score(frame).score for frame in frames])
             off = np.abs(scores - reference).max() / manifest.calibration.deviation()
