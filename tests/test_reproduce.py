@@ -406,3 +406,10 @@ def test_distances_are_those_to_the_nearest_training_image_whatever_the_exposure
     darker = neighbours.vectors(train // 2, "standardised")
     assert neighbours.distances(darker, neighbours.vectors(train, "standardised")).max() < 0.6  # others lie at 10
     assert neighbours.distances(train.reshape(30, -1) / 510, train.reshape(30, -1) / 255).min() > 1
+
+
+def test_what_an_experiment_would_ignore_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for more in (["--set", "epochs=2"], ["--data", "mnist:8"], ["--variants", "paper"]):
+        with pytest.raises(SystemExit):
+            reproduce.main(["toy", "--output", str(tmp_path), *more])
+        assert "toy has no trainings that --set, --data or --variants could change" in capsys.readouterr().err

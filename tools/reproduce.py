@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="tools/reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=", ".join(EXPERIMENTS))
-    parser.add_argument("--list", action="store_true", help="name the experiments, their runs' number, and leave")
+    parser.add_argument("--list", action="store_true", help="name the experiments and leave")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds (an experiment's own: 0 1 2)")
     parser.add_argument("--data", nargs="+", default=(), metavar="DATA", help="instead of the experiment's own data")
     parser.add_argument("--variants", nargs="+", default=(), metavar="LABEL", help="only these variants")
@@ -61,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown or not options.experiments:
         what = f"no experiment is called {', '.join(unknown)}" if unknown else "name at least one experiment"
         parser.error(f"{what}; there are: {', '.join(EXPERIMENTS)}")
+    fixed = [name for name in options.experiments if not EXPERIMENTS[name].data]
+    if fixed and (options.set or options.data or options.variants):
+        parser.error(f"{', '.join(fixed)} has no trainings that --set, --data or --variants could change")
     if options.jobs < 1 or any(seed < 0 for seed in options.seeds or ()):
         parser.error("--jobs must be at least 1 and --seeds at least 0")
     # Tries do not count as results of the experiments.

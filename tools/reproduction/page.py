@@ -38,8 +38,9 @@ class Context:
         return self.output / f"{self.experiment.name}.lock"
 
     def of_first_seed(self) -> list[tuple[str, str, Run]]:
-        """Data, variant and run of the first seed."""
-        return [(row.data, row.variant, row.run) for row in self.rows if row.seed == self.seeds[0]]
+        """Data, variant and run of the first seed of which runs are finished."""
+        first = next((seed for seed in self.seeds if any(row.seed == seed for row in self.rows)), None)
+        return [(row.data, row.variant, row.run) for row in self.rows if row.seed == first]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def write_page(context: Context) -> tuple[list[Table], list[Path]]:
     sections = []
     if context.rows:
         sections.append(_areas(context))
-    if experiment.present:
+    if experiment.present and (context.rows or not experiment.data):
         module = importlib.import_module(f"reproduction.{experiment.present}")
         made: Sequence[Section] = module.sections(context)
         sections += made
