@@ -425,8 +425,21 @@ def test_options_may_be_given_in_parts(tmp_path: Path, engine_cache: Path) -> No
     for i in range(24):
         save(tmp_path / "parts" / "good" / f"{i:02}.png", (36, 36, 3), i)
     environment = {**os.environ, "KIZU_CACHE": str(engine_cache)}
-    command = [sys.executable, "-m", "kizu.cli", "train", "parts", "--output", "run", "--size", "32", "--epochs", "1"]
-    command += ["--set", "width=4", "--set", "latent_dim=8", "--threads", "1", "--autocast", "off"]
+    command = [sys.executable, "-m", "kizu.cli", "train", "parts", "--output", "run", "--preset", "paper"]
+    command += [
+        "--size",
+        "32",
+        "--epochs",
+        "1",
+        "--set",
+        "width=4",
+        "--set",
+        "latent_dim=8",
+        "--threads",
+        "1",
+        "--autocast",
+        "off",
+    ]
     command += ["--mean", "0.4", "0.5", "0.6", "--std", "0.2", "0.3", "0.4"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
