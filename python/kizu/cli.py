@@ -604,8 +604,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--set", nargs="+", action="extend", metavar="NAME=VALUE", help="settings of the method, e.g. sigma=4 width=64"
     )
-    p.add_argument("--size", type=int, help="side of the square model input: 32, 64, 128, 256 or 512 (256)")
-    p.add_argument("--epochs", type=int, help="passes over the training images (512)")
+    p.add_argument(
+        "--size", type=int, help="side of the square model input: 32, 64, 128, 256 or 512 (256, surface: 64)"
+    )
+    p.add_argument("--epochs", type=int, help="passes over the training images (line: 100, surface: 80, paper: 512)")
     p.add_argument("--batch-size", type=int, help="images a step (16)")
     p.add_argument("--validate-every", type=int, metavar="N", help="epochs between validations (8)")
     p.add_argument("--seed", type=int, help="of split, weights, order and latents (0)")
