@@ -103,9 +103,16 @@ class TrainingSettings:
 
     def prepare(self, dataset: Dataset) -> PrepareSpec:
         """How a frame of the data set becomes the model's input; raises TrainingError."""
+        from kizu.method import get
+
         try:
             return PrepareSpec(
-                size=(self.size, self.size), color=dataset.color, crop=self.crop, mean=self.mean, std=self.std
+                size=(self.size, self.size),
+                color=dataset.color,
+                pool=get(self.method).pools,
+                crop=self.crop,
+                mean=self.mean,
+                std=self.std,
             )
         except FrameError as error:
             raise TrainingError(str(error)) from error

@@ -167,7 +167,9 @@ class _Run:
             report(epoch=state.epoch, batch=state.batch_index, losses=losses)
             if time.monotonic() - self.saved > _SAVE_EVERY:
                 self.save()
-        validated = state.epoch == self.settings.epochs or state.epoch % self.settings.validate_every == 0
+        last = state.epoch == self.settings.epochs
+        scores = state.epoch >= self.method.first_scored_epoch
+        validated = scores and (last or state.epoch % self.settings.validate_every == 0)
         row: dict[str, float] = {"epoch": state.epoch}
         row |= {name: total / self.batches for name, total in self.sums.items()}
         if validated:
@@ -178,7 +180,7 @@ class _Run:
         state.epoch, state.batch_index = state.epoch + 1, 0
         report(epoch=state.epoch - 1, batch=self.batches, losses={}, values=row)
         self._write_log()
-        if validated:
+        if validated or last:
             self.save()
 
     def _step(self, order: NDArray[np.int64]) -> dict[str, torch.Tensor]:

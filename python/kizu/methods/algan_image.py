@@ -182,7 +182,8 @@ class AlganImage(Method):
         "H. Murase and K. Fukumizu, ALGAN: Anomaly Detection by Generating Pseudo Anomalous Data via Latent "
         "Variables, IEEE Access 10, 2022"
     )
-    scoring: ClassVar[str] = "logit"
+    scoring = "logit"
+    pools: ClassVar[bool] = True
     config_type: ClassVar[type] = AlganImageConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "line": LINE, "surface": SURFACE}
     z_d: Tensor
