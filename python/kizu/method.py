@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,46 @@ class Method(nn.Module, ABC):
     def export_module(self) -> nn.Module:
         """Return the module to export: same ``forward`` as this one, training machinery folded away."""
         return self
+
+
+# How settings are named that must lie in a range: what holds, and how it is said.
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "share": (lambda value: 0 <= value <= 1, "lie in [0, 1]"),
+    "not_negative": (lambda value: value >= 0, "be at least 0"),
+    "below_one": (lambda value: 0 <= value < 1, "be at least 0 and below 1"),
+    "counted": (lambda value: value >= 1, "be at least 1"),
+    "positive": (lambda value: value > 0, "be greater than 0"),
+}
+
+
+def check_config(config: Any, **ranges: tuple[str, ...]) -> None:
+    """Check the settings of a method, a dataclass with defaults.
+
+    Args:
+        config: each setting must be of its default's type, finite, and one of its ``Literal``'s choices.
+        ranges: names of settings by what they must be: ``share``, ``not_negative``, ``below_one``, ``counted`` (at
+            least 1) or ``positive``.
+
+    Raises:
+        TrainingError: names the setting, what was given and what is accepted.
+    """
+    hints = get_type_hints(type(config))
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if get_origin(hints[item.name]) is Literal and value not in get_args(hints[item.name]):
+            choices = ", ".join(get_args(hints[item.name]))
+            raise TrainingError(f"{item.name} is {value!r}, but must be one of {choices}")
+        if type(item.default) is bool and type(value) is not bool:
+            raise TrainingError(f"{item.name} is {value!r}, but must be true or false")
+        if type(item.default) is int and type(value) is not int:
+            raise TrainingError(f"{item.name} is {value!r}, but must be a whole number")
+        if type(item.default) is float and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise TrainingError(f"{item.name} is {value!r}, but must be a finite number")
+    for kind, names in ranges.items():
+        holds, said = _RANGES[kind]
+        for name in names:
+            if not holds(getattr(config, name)):
+                raise TrainingError(f"{name} is {getattr(config, name)}, but must {said}")
 
 
 def available() -> list[str]:

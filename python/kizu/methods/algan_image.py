@@ -6,9 +6,8 @@ Equation and algorithm numbers below are that paper's (IEEE Access 10, doi 10.11
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -19,7 +18,7 @@ from kizu.errors import TrainingError
 from kizu.layers.dcgan import Discriminator, Generator, check_size
 from kizu.layers.pasting import paste_patches
 from kizu.layers.pooling import ChannelPool
-from kizu.method import Method, TrainingState
+from kizu.method import Method, TrainingState, check_config
 
 if TYPE_CHECKING:
     from kizu.prepare import PrepareSpec
@@ -81,36 +80,14 @@ class AlganImageConfig:
     standardise: bool = False
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if type(item.default) is bool and type(value) is not bool:
-                raise TrainingError(f"{item.name} is {value!r}, but must be true or false")
-            if type(item.default) is int and type(value) is not int:
-                raise TrainingError(f"{item.name} is {value!r}, but must be a whole number")
-            if type(item.default) is float and (type(value) not in (int, float) or not math.isfinite(value)):
-                raise TrainingError(f"{item.name} is {value!r}, but must be a finite number")
-        for name in ("alpha", "xi", "buffer_replaced"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must lie in [0, 1]")
-        for name in ("cutpaste_weight", "instance_noise"):
-            if getattr(self, name) < 0:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 0")
-        for name in ("beta1", "beta2", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 0 and below 1")
-        for name in ("width", "latent_dim", "n_z", "n_dis"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        for name in ("sigma", "lr_g", "lr_d", "buffer_size"):
-            if not getattr(self, name) > 0:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must be greater than 0")
-        for name, choices in (
-            ("latents", ("slot", "shared")),
-            ("buffer", ("one", "per_batch")),
-            ("fake_batch_norm", ("mixed", "running")),
-        ):
-            if getattr(self, name) not in choices:
-                raise TrainingError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}")
+        check_config(
+            self,
+            share=("alpha", "xi", "buffer_replaced"),
+            not_negative=("cutpaste_weight", "instance_noise"),
+            below_one=("beta1", "beta2", "ema_decay"),
+            counted=("width", "latent_dim", "n_z", "n_dis"),
+            positive=("sigma", "lr_g", "lr_d", "buffer_size"),
+        )
         if self.alpha == 0 and self.fake_batch_norm == "mixed":
             raise TrainingError(
                 "alpha is 0, so that a batch holds anomalous latents alone, and batch normalisation of such a batch "
