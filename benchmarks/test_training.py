@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from conftest import THREADS, part
 from kizu.layers.dcgan import Discriminator
-from kizu.layers.spectral import SpectralConv2d
+from kizu.layers.spectral import SpectralConv2d, without_spectral_norm
 from kizu.method import TrainingState
 from kizu.methods.algan_image import AlganImage
 from kizu.progress import Progress
@@ -117,7 +117,7 @@ class Plain:
 
 def with_torchs_spectral_norm(discriminator: Discriminator) -> Discriminator:
     """The same network on plain convolutions, with the same weights and singular vectors."""
-    made = Discriminator(**discriminator.arguments, spectral=False).to(next(discriminator.parameters()).dtype)
+    made = without_spectral_norm(discriminator)
     for to, layer in zip(made.layers, discriminator.layers, strict=True):
         if isinstance(layer, SpectralConv2d):
             plain: Any = to

@@ -60,7 +60,7 @@ def test_counts_equal_the_closed_form(precision: Precision) -> None:
 
 def test_operations_are_torchs() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        Discriminator(size=256, channels=5, width=64, spectral=False)(torch.zeros(1, 5, 256, 256))
+        Discriminator(size=256, channels=5, width=64).folded()(torch.zeros(1, 5, 256, 256))
     assert sum(layer.operations for layer in roofline.algan("fp16")) == counter.get_total_flops()
 
 

@@ -1,14 +1,15 @@
-"""DCGAN-like generator and discriminator (ALGAN 2022, section IV-A-1): 4x4 kernels, each step doubles or halves."""
+"""DCGAN-like networks (ALGAN 2022, section IV-A-1): 4x4 kernels, each step doubles or halves.
+
+The bi-directional family (2020) leaves its networks open and takes the same; see ``layers/joint.py`` for its D.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kizu.errors import TrainingError
-from kizu.layers.spectral import SpectralConv2d
+from kizu.layers.spectral import SpectralConv2d, without_spectral_norm
 
 MIN_SIZE, MAX_SIZE = 32, 512
 
@@ -31,15 +32,46 @@ def stage_widths(size: int, width: int) -> list[int]:
     return [width * min(2**i, 8) for i in range(size.bit_length() - 3)]
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """DCGAN's initial weights: N(0, 0.02) for convolutions, N(1, 0.02) for batch norm's scale."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+        if isinstance(module, SpectralConv2d):
+            module.settle()
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
+
+
+def halving(channels: int, widths: list[int], *, spectral: bool = False, norm: bool = True) -> list[nn.Module]:
+    """Layers that halve an image at each width: convolution, batch norm with ``norm``, LeakyReLU(0.2)."""
+    convolution = SpectralConv2d if spectral else nn.Conv2d
+    layers: list[nn.Module] = []
+    for n_in, n_out in zip([channels, *widths], widths, strict=False):
+        layers.append(convolution(n_in, n_out, 4, 2, 1, bias=not norm))
+        layers += [nn.BatchNorm2d(n_out)] if norm else []
+        layers.append(nn.LeakyReLU(0.2, inplace=True))
+    return layers
+
+
+class Encoder(nn.Module):
+    """x (N, channels, size, size) to latents (N, latent_dim): the mirror image of ``Generator``.
+
+    Convolutions with batch norm and LeakyReLU(0.2); none on the output layer, since latents have no bounds.
+    """
+
+    def __init__(self, *, size: int, channels: int, latent_dim: int, width: int) -> None:
+        super().__init__()
+        widths = stage_widths(size, width)
+        self.layers = nn.Sequential(*halving(channels, widths), nn.Conv2d(widths[-1], latent_dim, 4))
+        self.apply(initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, channels, size, size) to latents (N, latent_dim)."""
+        z: Tensor = self.layers(x)
+        return z.flatten(1)
 
 
 class Generator(nn.Module):
@@ -61,7 +93,7 @@ class Generator(nn.Module):
             ]
         layers += [nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents (N, latent_dim) to images (N, channels, size, size)."""
@@ -76,28 +108,13 @@ class Discriminator(nn.Module):
     loses its own mean and variance over all channels and pixels, and with them how it was exposed.
     """
 
-    def __init__(
-        self, *, size: int, channels: int, width: int, standardise: bool = False, spectral: bool = True
-    ) -> None:
+    def __init__(self, *, size: int, channels: int, width: int, standardise: bool = False) -> None:
         super().__init__()
-        self.arguments: dict[str, Any] = {
-            "size": size,
-            "channels": channels,
-            "width": width,
-            "standardise": standardise,
-        }
         self.standardise = nn.GroupNorm(1, channels, eps=1e-4, affine=False) if standardise else nn.Identity()
-        convolution = SpectralConv2d if spectral else nn.Conv2d
         widths = stage_widths(size, width)
-        layers: list[nn.Module] = []
-        for n_in, n_out in zip([channels, *widths], widths, strict=False):
-            layers += [convolution(n_in, n_out, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
-        layers.append(convolution(widths[-1], 1, 4))
-        self.layers = nn.Sequential(*layers)
-        self.apply(_initialise)
-        for layer in self.layers:
-            if isinstance(layer, SpectralConv2d):
-                layer.settle()
+        layers = halving(channels, widths, spectral=True, norm=False)
+        self.layers = nn.Sequential(*layers, SpectralConv2d(widths[-1], 1, 4))
+        self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N,) of images (N, channels, size, size)."""
@@ -106,10 +123,7 @@ class Discriminator(nn.Module):
 
     def folded(self) -> Discriminator:
         """Return a copy with plain convolutions that hold the normalised weights, in evaluation mode."""
-        with torch.random.fork_rng(devices=[]):  # its first weights are drawn only to be replaced
-            plain = Discriminator(**self.arguments, spectral=False).eval().requires_grad_(False)
-        self.fold_into(plain)
-        return plain
+        return without_spectral_norm(self).eval().requires_grad_(False)
 
     @torch.no_grad()
     def fold_into(self, plain: Discriminator, weight: float = 1.0) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+Network = TypeVar("Network", bound=nn.Module)
 _START = 15  # power iterations on the initial weights
 
 
@@ -48,10 +50,38 @@ class SpectralConv2d(nn.Conv2d):
         return y
 
     @torch.no_grad()
+    def plain(self) -> nn.Conv2d:
+        """A convolution that holds the normalised weight."""
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn only to be replaced
+            convolution = nn.Conv2d(
+                self.in_channels,
+                self.out_channels,
+                self.kernel_size,  # type: ignore[arg-type]
+                self.stride,  # type: ignore[arg-type]
+                self.padding,  # type: ignore[arg-type]
+                bias=self.bias is not None,
+            )
+        convolution = convolution.to(self.weight)
+        convolution.weight.copy_(self.normalised())
+        if self.bias is not None and convolution.bias is not None:
+            convolution.bias.copy_(self.bias)
+        return convolution
+
+    @torch.no_grad()
     def _iterate(self) -> None:
         matrix = _matrix(self.weight)
         self.u = normalize(torch.mv(matrix, self.v), dim=0)
         self.v = normalize(torch.mv(matrix.T, self.u), dim=0)
+
+
+def without_spectral_norm(module: Network) -> Network:
+    """A copy of a network with plain convolutions that hold the normalised weights."""
+    plain = copy.deepcopy(module)
+    for parent in plain.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, SpectralConv2d):
+                setattr(parent, name, child.plain())
+    return plain
 
 
 class _Normalised(torch.autograd.Function):
