@@ -89,6 +89,11 @@ def train(
     split = settings.divide(dataset)
     spec = settings.prepare(dataset)
     method = settings.create(spec)
+    if settings.epochs < method.first_scored_epoch:
+        raise TrainingError(
+            f"with these settings {settings.method} can score from epoch {method.first_scored_epoch} on, but epochs is "
+            f"{settings.epochs}; train longer, or see the settings of the method"
+        )
     batch_size = min(settings.batch_size, len(split.train))
     method.start(batches=len(split.train) // batch_size, batch_size=batch_size)
     progress.note(describe(split))
@@ -141,7 +146,7 @@ class _Run:
             autocast=settings.autocast == "bf16" or (settings.autocast == "auto" and has_bf16()),
         )
         self.history: list[dict[str, float]] = []
-        self.sums: dict[str, float] = {}  # losses of the epoch in hand
+        self.sums: dict[str, tuple[float, int]] = {}  # of the epoch in hand: a loss's sum, and over how many batches
         self.picked: dict[str, Picked] = {}
         self.interrupted = False
         self.saved = time.monotonic()
@@ -171,7 +176,7 @@ class _Run:
         scores = state.epoch >= self.method.first_scored_epoch
         validated = scores and (last or state.epoch % self.settings.validate_every == 0)
         row: dict[str, float] = {"epoch": state.epoch}
-        row |= {name: total / self.batches for name, total in self.sums.items()}
+        row |= {name: total / count for name, (total, count) in self.sums.items()}
         if validated:
             row |= {f"val_auroc_{name}": value for name, value in self._validate().items()}
         row["seconds"] = round(time.monotonic() - started, 3)
@@ -194,7 +199,8 @@ class _Run:
         if bad:
             raise self._diverged(f"{', '.join(bad)} is not finite in epoch {state.epoch}, batch {j + 1}")
         for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = total + float(value), count + 1
         state.batch_index += 1
         return losses
 
