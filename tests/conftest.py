@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 from numpy.typing import NDArray
 
 import kizu
-from helpers import Trained, make_parts, part
+from helpers import Trained, make_parts, part, without
 from kizu import _core
 from rows import METHODS
 
 
 def _make(folder: Path, *, color: bool) -> Trained:
+    for package in ("torch", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            without(f"no bundle can be trained: {package} is not installed (pip install 'kizu[train]')")
     from kizu.export import export
     from kizu.settings import TrainingSettings
     from kizu.training import train

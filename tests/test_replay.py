@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -514,6 +515,17 @@ def test_a_frame_that_is_refused_costs_no_graph(make: Callable[..., Pair]) -> No
         pair.cuda.frame_buffer(0, 5)
 
 
+def test_an_engine_that_cannot_be_captured_is_refused(make: Callable[..., Pair]) -> None:
+    pair = make()
+    pair.agree([noise(60, 72, 3)])
+    context = pair.on_cuda.contexts[-1]
+    context.capturable = lambda stream: False  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match="the engine cannot be captured into a CUDA graph: compile it anew"):
+        pair.cuda.run([noise(61, 72, 3)])
+    assert pair.cuda.captures == 1
+    pair.agree([noise(61, 72, 3)])  # with another context
+
+
 def test_garbage_is_not_collected_during_a_capture(make: Callable[..., Pair]) -> None:
     # Device memory that a collection frees on the capturing thread would end the capture.
     pair = make()
@@ -975,17 +987,19 @@ def test_a_detector_that_was_forgotten_is_freed(
 LAUNCH_FAILURE, NO_MEMORY = 719, 2
 
 
-def scenario(pipeline: CudaPipeline, expected: list[float], others: list[float]) -> None:
+def scenario(pipeline: CudaPipeline, expected: list[float], others: list[float], *, map: bool) -> None:
     """The pipeline's calls of CUDA, nearly all: captures, launches, updates, another size."""
     frames = [noise(30, 40, 3, seed=i) for i in range(2)]
     cuda = Cuda()
     for frame, score in zip(frames, expected, strict=True):
-        assert float(pipeline.run([frame])[0][0]) == score
+        assert float(pipeline.run([frame], map=map)[0][0]) == score
     for stride, frame, score in zip((120, 128), frames, expected, strict=True):
         on_device = ArrayInterface(frame, cuda, strides=(stride, 3, 1))
         assert float(pipeline.run([on_device])[0][0]) == score
-    pipeline.frame_buffer(50, 50)
-    assert float(pipeline.run([noise(50, 50, 3)])[0][0]) == others[0]
+    buffer = pipeline.frame_buffer(50, 50)
+    buffer[...] = noise(50, 50, 3)
+    for _ in range(2):
+        assert float(pipeline.run([buffer])[0][0]) == others[0]
 
 
 # When something ends, nobody is there to be told.
@@ -993,10 +1007,13 @@ UNHEARD = ("cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaEventDestroy", 
            "cudaGraphExecDestroy", "cudaSetDevice")  # fmt: skip
 
 
+@pytest.mark.parametrize("rule", ["logit", "residual_feature"])
 @pytest.mark.parametrize("sticky", [False, True], ids=["once", "lost"])
-def test_an_error_at_any_call_is_one_exception(sticky: bool, make: Callable[..., Pair], emulator: Emulator) -> None:
-    spec = PrepareSpec(size=SIZE)
-    pair = make(spec, "logit")
+def test_an_error_at_any_call_is_one_exception(
+    sticky: bool, rule: str, make: Callable[..., Pair], emulator: Emulator
+) -> None:
+    spec, map = PrepareSpec(size=SIZE), rule != "logit"
+    pair = make(spec, rule)
     expected = [float(pair.cpu.run([noise(30, 40, 3, seed=i)])[0][0]) for i in range(2)]
     others = [float(pair.cpu.run([noise(50, 50, 3)])[0][0])]
     pair.cuda.close()
@@ -1011,8 +1028,8 @@ def test_an_error_at_any_call_is_one_exception(sticky: bool, make: Callable[...,
         emulator.reset_calls()
         with emulator.failing(call, LAUNCH_FAILURE if sticky else NO_MEMORY, sticky=sticky):
             try:
-                pipeline = CudaPipeline(pair.on_cuda, spec, "logit", max_batch=4)
-                scenario(pipeline, expected, others)
+                pipeline = CudaPipeline(pair.on_cuda, spec, rule, max_batch=4, weight=pair.cuda.weight)
+                scenario(pipeline, expected, others, map=map)
             except EngineError as problem:
                 raised = problem.with_traceback(None)
                 raised.__cause__ = raised.__context__ = None  # whose frames hold what failed
@@ -1022,7 +1039,7 @@ def test_an_error_at_any_call_is_one_exception(sticky: bool, make: Callable[...,
             if sticky and pipeline is not None:
                 pipeline.close()
         if raised is not None and not sticky and pipeline is not None:
-            scenario(pipeline, expected, others)  # usable
+            scenario(pipeline, expected, others, map=map)  # usable
         if pipeline is not None:
             pipeline.close()
         pair.on_cuda.contexts.clear()
@@ -1035,6 +1052,65 @@ def test_an_error_at_any_call_is_one_exception(sticky: bool, make: Callable[...,
         else:
             assert (raised is not None) == bool(failed), f"call {call}, {failed}"
     assert call > 100
+
+
+def test_an_error_in_a_detector_leaves_it_usable(
+    load: Callable[..., Detector], frames: Images, emulator: Emulator
+) -> None:
+    """At each call in turn, of two contexts with frames in flight: captures and launches, of a stream and a batch."""
+    detector = load(contexts=2, max_batch=4)
+    streamed, batch = [frame[:50] for frame in frames[:4]], [frame[:, :50] for frame in frames[:4]]
+    expected = [detector.score(frame).score for frame in (*streamed, *batch)]
+
+    def use() -> None:
+        found = [*detector.stream(streamed), *detector.score_batch(batch), *map(detector.score, batch)]
+        assert [result.score for result in found] == [*expected, *expected[4:]]
+
+    for call in itertools.count(1):
+        raised: EngineError | None = None
+        with emulator.failing(call, NO_MEMORY):
+            try:
+                use()
+            except EngineError as problem:
+                raised = problem
+            failed = emulator.failed_call()
+        if failed not in UNHEARD:
+            assert (raised is not None) == bool(failed), f"call {call}, {failed}"
+        if not failed:
+            break
+        use()
+    assert call > 100
+
+
+def test_an_error_while_a_detector_is_loaded_leaves_nothing(
+    load: Callable[..., Detector], bundle_path: Path, engine_cache: Path, frames: Images, emulator: Emulator
+) -> None:
+    expected = load().score(frames[0]).score  # compiled and proved
+    gc.collect()
+    before = emulator.alive()
+    for sticky in (False, True):
+        for call in itertools.count(1, 10):
+            detector: Detector | None = None
+            raised = False
+            with emulator.failing(call, LAUNCH_FAILURE if sticky else NO_MEMORY, sticky=sticky):
+                try:
+                    detector = kizu.load(
+                        bundle_path, engine="stand-in", precision="fp32", threads=2, cache=engine_cache
+                    )
+                except EngineError:
+                    raised = True
+                failed = emulator.failed_call()
+            if failed not in UNHEARD:
+                assert raised == bool(failed), f"call {call}, {failed}"
+            if detector is not None:
+                assert detector.score(frames[0]).score == expected
+                detector.close()
+            del detector
+            gc.collect()
+            assert emulator.alive() == before, f"call {call}, {failed}"
+            if not failed:
+                break
+        assert call > 50
 
 
 def test_a_lost_device_closes_the_detector(load: Callable[..., Detector], frames: Images, emulator: Emulator) -> None:

@@ -29,7 +29,7 @@ from kizu.engine_file import Header
 from kizu.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
 _ALIGNMENT = 256  # bytes, of the memory that a context works in
@@ -231,7 +231,7 @@ class _TensorRt(CudaEngine):
                     raise EngineError(f"{failure}: {name} has the shape {bound.shape}, but the engine makes {shape}")
                 if not context.set_tensor_address(name, bound.address):
                     raise EngineError(f"{failure}: the address of {name} is refused: {self._log.take()}")
-        return _Context(context, self._log, self.title, self._ran)
+        return _Context(context, self)
 
     def _check_tensors(self, tensors: Mapping[str, DeviceTensor], failure: str) -> None:
         wanted = {tensor.name: tensor for tensor in (*self.inputs, *self.outputs)}
@@ -260,6 +260,10 @@ class _TensorRt(CudaEngine):
     def _ran(self) -> None:
         """Called when a context has run for the first time."""
 
+    def _capturable(self, context: Any, stream: int) -> bool:
+        """Whether what a context that has run puts on the stream may be captured."""
+        return True
+
     def close(self) -> None:
         """See ``Engine``."""
         self._engine = self._runtime = None  # in this order
@@ -268,23 +272,22 @@ class _TensorRt(CudaEngine):
 class _Context:
     """An execution context with its shapes and addresses set."""
 
-    def __init__(self, context: Any, log: Any, title: str, ran: Callable[[], None]) -> None:
-        self._context, self._log, self._title = context, log, title
-        self._ran: Callable[[], None] | None = ran
+    def __init__(self, context: Any, engine: _TensorRt) -> None:
+        self._context, self._engine, self._has_run = context, engine, False
 
     def enqueue(self, stream: int) -> None:
         """See ``ExecutionContext``."""
-        with self._log.explains(f"{self._title} could not run"):
+        log, failure = self._engine._log, f"{self._engine.title} could not run"
+        with log.explains(failure):
             if not self._context.execute_async_v3(stream):
-                raise EngineError(f"{self._title} could not run: {self._log.take()}")
-            if self._ran is not None:
-                self._ran()
-                self._ran = None
+                raise EngineError(f"{failure}: {log.take()}")
+            if not self._has_run:
+                self._engine._ran()
+                self._has_run = True
 
     def capturable(self, stream: int) -> bool:
-        """See ``ExecutionContext``; a package that cannot be asked captures what it compiles."""
-        asked = getattr(self._context, "is_stream_capturable", None)
-        return True if asked is None else bool(asked(stream))
+        """See ``ExecutionContext``."""
+        return self._engine._capturable(self._context, stream)
 
 
 @functools.cache
@@ -498,6 +501,9 @@ class TensorRtRtx(_TensorRt):
 
     def _new_context(self) -> Any:
         return self._engine.create_execution_context(self._config)
+
+    def _capturable(self, context: Any, stream: int) -> bool:
+        return bool(context.is_stream_capturable(stream))
 
     def close(self) -> None:
         """See ``Engine``."""
