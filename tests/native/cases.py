@@ -386,8 +386,8 @@ SCORE_ROWS = (
     ScoreRow("nan", images=16, views=2, pixels=300, values=(np.nan,)),
     ScoreRow("infinities", images=4, views=2, reduce="mean", values=(np.inf, -np.inf)),
     ScoreRow("residual_views", "residual", images=6, views=3, pixels=400, reduce="mean"),
-    ScoreRow("residual_nan", "residual", images=4, views=2, pixels=300, values=(np.nan,)),
-    ScoreRow("nan_half", "residual_logit", images=3, half=True, values=(np.nan, np.inf)),
+    ScoreRow("residual_nan", "residual", images=6, views=2, pixels=300, values=(np.nan,)),
+    ScoreRow("nan_half", "residual_logit", images=9, half=True, values=(np.nan, np.inf)),
     ScoreRow("extremes", values=(3e38, 1e-45, -3e38, -0.0)),
     ScoreRow("subnormal_half", half=True, values=(6e-8, 65504.0, -65504.0, 1e-5)),
 )
