@@ -33,13 +33,16 @@ def stage_widths(size: int, width: int) -> list[int]:
 
 
 def initialise(module: nn.Module) -> None:
-    """DCGAN's initial weights: N(0, 0.02) for convolutions, N(1, 0.02) for batch norm's scale."""
+    """DCGAN's initial weights: N(0, 0.02) for convolutions and the like, N(1, 0.02) for batch norm's scale."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, SpectralConv2d):
             module.settle()
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        nn.init.zeros_(module.bias)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
@@ -59,13 +62,15 @@ def halving(channels: int, widths: list[int], *, spectral: bool = False, norm: b
 class Encoder(nn.Module):
     """x (N, channels, size, size) to latents (N, latent_dim): the mirror image of ``Generator``.
 
-    Convolutions with batch norm and LeakyReLU(0.2); none on the output layer, since latents have no bounds.
+    Convolutions with batch norm and LeakyReLU(0.2). The output layer has batch norm, too, which brings the latents to
+    the scale of z ~ N(0, 1) before any training; without it E fools a discriminator by the length of its latents alone.
     """
 
     def __init__(self, *, size: int, channels: int, latent_dim: int, width: int) -> None:
         super().__init__()
         widths = stage_widths(size, width)
-        self.layers = nn.Sequential(*halving(channels, widths), nn.Conv2d(widths[-1], latent_dim, 4))
+        last = [nn.Conv2d(widths[-1], latent_dim, 4, bias=False), nn.BatchNorm2d(latent_dim)]
+        self.layers = nn.Sequential(*halving(channels, widths), *last)
         self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
