@@ -55,10 +55,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "validation": {"data", "method", "metrics", "prepare", "scoring"},
     "training": {"data", "engine", "method", "prepare", "progress", "run_folder", "settings", "validation"},
     # from training to the line
+    "subpixel": set(),
     "variants": set(),
     "export": {
         "bundle", "calibrate", "data", "engine", "engines", "method", "pipeline", "prepare", "run_folder", "scoring",
-        "settings", "threshold", "validation", "variants",
+        "settings", "subpixel", "threshold", "validation", "variants",
     },
     # what people see
     "calibrate": {"bundle", "detector", "engine", "evaluate", "threshold"},
@@ -75,6 +76,7 @@ TRAIN = {"torch", "onnx", "onnxruntime"}
 MAY_NEED: dict[str, set[str]] = {
     **{n: {"torch"} for n in ("layers", "method", "methods", "run_folder", "settings", "training", "validation")},
     "export": TRAIN,
+    "subpixel": TRAIN,
     "variants": TRAIN,
     "report": {"matplotlib"},
     "engines": {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"},

@@ -44,6 +44,11 @@ T = TypeVar("T")
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int8+fp16": 0.25}
 
 
+def precision_of(variant: str) -> str:
+    """The precision of a graph variant; another form of it is named after a dash, as in "int8-subpixel"."""
+    return variant.partition("-")[0]
+
+
 @dataclass(frozen=True)
 class MethodInfo:
     """The method that was trained: its name, citation and settings."""
@@ -118,7 +123,7 @@ class Manifest:
         method: what was trained.
         prepare: how a frame becomes the model's input.
         scoring: the scoring rule's name.
-        graphs: precision variant -> member that holds its ONNX.
+        graphs: precision variant, in some precisions also another form of it -> member that holds its ONNX.
         calibration: scores of good images.
         threshold: where scores become anomalous.
         golden: what engines must reproduce.

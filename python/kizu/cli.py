@@ -113,12 +113,12 @@ def export(options: argparse.Namespace) -> int:
         note=lambda text: err.print(text, style="dim"),
     )
     table = Table("precision", "off by at most", "allowed", "", box=None)
-    for precision, deviation in done.deviations.items():
+    for variant, deviation in done.deviations.items():
         table.add_row(
-            precision,
+            variant,
             f"{deviation:.2g} sd",
-            f"{bundles.TOLERANCES[precision]:g} sd",
-            "left out" if precision in done.left_out else "ok",
+            f"{bundles.TOLERANCES[bundles.precision_of(variant)]:g} sd",
+            "left out" if variant in done.left_out else "ok",
         )
     out.print(table)
     out.print("sd: standard deviation of the good calibration scores; compared with torch on golden frames")
@@ -225,8 +225,9 @@ def _build_elsewhere(bundle: bundles.Bundle, options: argparse.Namespace) -> int
         path = bundle.path.with_name(f"{bundle.path.stem}.{precision}.sm{target}.engine")
     wanted = replace(_build_options(bundle, engine, options), precision=precision)
     with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder, f"{engine.variants[precision]}.onnx")
-        graph.write_bytes(bundle.graph(engine.variants[precision]))
+        variant = engine.variant(precision, bundle.manifest.graphs)
+        graph = Path(folder, f"{variant}.onnx")
+        graph.write_bytes(bundle.graph(variant))
         engine.build(graph, path, wanted)
     header, _ = engine_file.read(path)
     table = Table(show_header=False, box=None)

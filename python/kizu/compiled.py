@@ -154,7 +154,9 @@ def precisions(bundle: Bundle, engine: type[Engine]) -> list[str]:
     """The precisions that an engine can run of a bundle, by its graphs and tolerances."""
     manifest = bundle.manifest
     return [
-        p for p, variant in engine.variants.items() if variant in manifest.graphs and p in manifest.golden.tolerances
+        p
+        for p in engine.variants
+        if engine.variant(p, manifest.graphs) in manifest.graphs and p in manifest.golden.tolerances
     ]
 
 
@@ -176,7 +178,7 @@ def _given(bundle: Bundle, engine: type[Engine], precision: str, options: BuildO
     if reason is None and header.precision not in precisions(bundle, engine):
         reason = f"it computes in {header.precision}, but the bundle has {', '.join(precisions(bundle, engine))}"
     if reason is None:
-        graph = manifest.members[manifest.graphs[engine.variants[header.precision]]]
+        graph = manifest.members[manifest.graphs[engine.variant(header.precision, manifest.graphs)]]
         if header.graph != graph.sha256:
             reason = "it was compiled from another graph than this bundle's; build it from this bundle"
     if reason is None and not low <= one <= most <= high:
@@ -213,7 +215,7 @@ def _key(bundle: Bundle, engine: type[Engine], options: BuildOptions) -> str:
         "engine": [engine.name, engine.version()],
         "machine": engine.machine(),
         "options": {name: value for name, value in asdict(options).items() if name not in without},
-        "graph": manifest.members[manifest.graphs[engine.variants[options.precision]]].sha256,
+        "graph": manifest.members[manifest.graphs[engine.variant(options.precision, manifest.graphs)]].sha256,
         "prepare": manifest.prepare.as_dict(),
         "scoring": [manifest.scoring, manifest.weight],
         "golden": [
@@ -280,7 +282,7 @@ def _compile(bundle: Bundle, engine: type[Engine], options: BuildOptions, work: 
     """Compile into ``work``, or take what is given, and score the golden frames."""
     graph, built = work / "graph.onnx", work / _BUILT
     if given is None:
-        graph.write_bytes(bundle.graph(engine.variants[options.precision]))
+        graph.write_bytes(bundle.graph(engine.variant(options.precision, bundle.manifest.graphs)))
         engine.build(graph, built, options)
         graph.unlink()
     else:

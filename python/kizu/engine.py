@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 from kizu.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -96,6 +96,8 @@ class Engine(ABC):
     takes: ClassVar[frozenset[str]] = frozenset()  # the fields of BuildOptions behind max_batch that it honours
     # precision -> the bundle's graph variant that it runs, in the order of falling accuracy
     variants: ClassVar[Mapping[str, str]]
+    # precision -> another form of that variant, which it runs faster: taken where the bundle has it
+    preferred: ClassVar[Mapping[str, str]] = {}
 
     @staticmethod
     @abstractmethod
@@ -111,6 +113,12 @@ class Engine(ABC):
     @abstractmethod
     def unsupported(precision: str) -> str | None:
         """Why the engine cannot compute in this precision on this machine, or None if it can."""
+
+    @classmethod
+    def variant(cls, precision: str, graphs: Container[str]) -> str:
+        """The graph variant that it runs in this precision, of those that a bundle has."""
+        preferred = cls.preferred.get(precision)
+        return preferred if preferred is not None and preferred in graphs else cls.variants[precision]
 
     @classmethod
     def cannot_build(cls, options: BuildOptions) -> str | None:

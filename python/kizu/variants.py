@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from kizu.errors import KizuError
 
 OPSET = 20  # >= 19: QuantizeLinear and DequantizeLinear take float16
+_CONVOLUTIONS = ["Conv", "ConvTranspose"]
+_BETWEEN = ["LeakyRelu", "Relu", "DepthToSpace", "Concat", "Reshape", "Unsqueeze"]
 _LARGEST_FP16 = float(np.finfo(np.float16).max)
 
 
@@ -133,12 +135,14 @@ def _halve(tensor: onnx.TensorProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
 
 
-def int8(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> onnx.ModelProto:
+def int8(model: onnx.ModelProto, inputs: NDArray[np.float32], *, between: bool = False) -> onnx.ModelProto:
     """The graph with every convolution reading int8: symmetric QDQ, weights a channel, biases left as they are.
 
     Args:
         model: the fp32 graph.
         inputs: model inputs (N, C, H, W) of good images; the activations' ranges come from them.
+        between: quantise what convolutions write too, and all that lies between two of them, as ONNX Runtime needs it
+            to compute in int8. Other engines do without, and the tensors are rounded less often.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -150,7 +154,7 @@ def int8(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> onnx.ModelProto
             str(target),
             _Reader(iter(inputs)),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "ConvTranspose"],
+            op_types_to_quantize=[*_CONVOLUTIONS, *(_BETWEEN if between else ())],
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -160,7 +164,7 @@ def int8(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> onnx.ModelProto
                 "WeightSymmetric": True,
                 "QuantizeBias": False,
                 # Quantise what a convolution reads; what it writes goes through its activation first.
-                "OpTypesToExcludeOutputQuantization": ["Conv", "ConvTranspose"],
+                "OpTypesToExcludeOutputQuantization": [] if between else _CONVOLUTIONS,
             },
         )
         result = onnx.load(target)
