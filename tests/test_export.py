@@ -22,7 +22,7 @@ from torch import nn
 import kizu
 from helpers import digest, make_parts, read_bundle
 from kizu import variants
-from kizu.bundle import TOLERANCES, Bundle
+from kizu.bundle import TOLERANCES, Bundle, precision_of
 from kizu.data import Sample, Split, open_dataset
 from kizu.engine import engines
 from kizu.errors import BundleError, ThresholdError, TrainingError
@@ -34,7 +34,7 @@ from kizu.training import train
 from kizu.variants import ExportError
 from training_helpers import tiny
 
-GRAPHS = ("fp32", "fp16", "int8", "int8+fp16")
+GRAPHS = ("fp32", "fp16", "int8", "int8+fp16", "int8-full")
 FALSE_REJECT = 0.1
 
 
@@ -160,7 +160,7 @@ def test_the_content_of_a_bundle(run: Path, path: Path) -> None:
         name: len(getattr(split, name)) for name in ("train", "validation", "calibration", "test")
     }
     assert training["left_out"] == {}
-    assert set(training["deviations"]) == set(TOLERANCES)
+    assert set(training["deviations"]) == {*TOLERANCES, *GRAPHS}
 
 
 def test_the_calibration_scores_and_thresholds_of_each_precision(run: Path, path: Path) -> None:
@@ -267,7 +267,7 @@ def test_the_variants_agree_with_torch_on_frames_not_seen_before(
     x = inputs_of(run, split_of(run).test)
     spread = Bundle.open(path).manifest.calibration.deviation()
     expected, found = by_torch(run, x), by_onnx(graphs[name], x)
-    assert np.abs(found - expected).max() <= TOLERANCES[name] * spread
+    assert np.abs(found - expected).max() <= TOLERANCES[precision_of(name)] * spread
     if name != "fp32":
         assert np.abs(found - expected).max() > 0  # it is another arithmetic
 
@@ -454,8 +454,8 @@ def shifted(by: float) -> Callable[..., Any]:
     """``variants.fp32`` or another maker whose graph is off by ``by``."""
 
     def wrap(make: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelProto]:
-        def made(*arguments: Any) -> onnx.ModelProto:
-            model = make(*arguments)
+        def made(*arguments: Any, **options: Any) -> onnx.ModelProto:
+            model = make(*arguments, **options)
             last = [node for node in model.graph.node if node.op_type == "Conv"][-1]
             tensor = next(t for t in model.graph.initializer if t.name == last.input[2])
             values = numpy_helper.to_array(tensor)
@@ -527,7 +527,7 @@ def test_a_network_that_float16_cannot_hold_is_exported_without_it(
     monkeypatch.setattr(variants, "fp16", unfit)
     done = export(run, tmp_path / "part.kizu", false_reject=FALSE_REJECT)
     assert set(done.left_out) == {"fp16", "int8+fp16"}
-    assert set(Bundle.open(tmp_path / "part.kizu").manifest.graphs) == {"fp32", "int8"}
+    assert set(Bundle.open(tmp_path / "part.kizu").manifest.graphs) == {"fp32", "int8", "int8-full"}
 
 
 def test_a_network_with_one_score_for_all_is_not_exported(run: Path, tmp_path: Path) -> None:

@@ -258,11 +258,11 @@ def test_engines_compute_the_generator_that_torch_computes(
 def test_an_engine_takes_the_form_that_it_prefers_where_it_is() -> None:
     class Choosy(Engine):
         variants: ClassVar[dict[str, str]] = {"fp32": "fp32", "bf16": "fp32", "int8": "int8"}
-        preferred: ClassVar[dict[str, str]] = {"int8": "int8-subpixel", "bf16": "fp32-subpixel"}
+        preferred: ClassVar[dict[str, str]] = {"int8": "int8-full", "bf16": "fp32-subpixel"}
 
-    assert Choosy.variant("int8", {"fp32", "int8", "int8-subpixel"}) == "int8-subpixel"
+    assert Choosy.variant("int8", {"fp32", "int8", "int8-full"}) == "int8-full"
     assert Choosy.variant("int8", {"fp32", "int8"}) == "int8"
-    assert Choosy.variant("bf16", {"fp32", "int8-subpixel"}) == "fp32"
+    assert Choosy.variant("bf16", {"fp32", "int8-full"}) == "fp32"
     assert Choosy.variant("fp32", {"fp32", "fp32-subpixel"}) == "fp32"
     for engine in engines().values():
         for precision, variant in engine.preferred.items():
@@ -313,17 +313,17 @@ def test_the_bundle_has_the_forms_that_engines_prefer(run: Path, tmp_path: Path,
         "fp16": 0,
         "int8": 0,
         "int8+fp16": 0,
-        "int8-subpixel": 3,
+        "int8-full": 3,
     }
     assert {name: kind.count("ConvTranspose") for name, kind in ops.items()} == {
         "fp32": 3,
         "fp16": 4,
         "int8": 4,
         "int8+fp16": 4,
-        "int8-subpixel": 1,  # from 1x1 to 4x4
+        "int8-full": 1,  # from 1x1 to 4x4
     }
     built: list[bytes] = []
-    for engine, variant in ((OnnxRuntime, "int8-subpixel"), (OpenVino, "int8")):
+    for engine, variant in ((OnnxRuntime, "int8-full"), (OpenVino, "int8")):
         assert "int8" in precisions(bundle, engine)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine, "build", staticmethod(noting(engine.build, built)))
@@ -363,8 +363,8 @@ def test_a_form_that_disagrees_is_left_out_and_the_precision_stays(
     manifest = bundle.manifest
     assert manifest.training["left_out"] == done.left_out
     if other_form:
-        assert set(done.left_out) == {"int8-subpixel"}
-        assert "0.25 are allowed" in done.left_out["int8-subpixel"]
+        assert set(done.left_out) == {"int8-full"}
+        assert "0.25 are allowed" in done.left_out["int8-full"]
         assert set(manifest.graphs) == {"fp32", "fp16", "int8", "int8+fp16"}
         options = options_for(OnnxRuntime, manifest.prepare, threads=1, batch=(1, 1, 1))
         assert compiled(bundle, OnnxRuntime, "int8", options, engine_cache).proof.refusal is None
@@ -375,6 +375,9 @@ def test_a_form_that_disagrees_is_left_out_and_the_precision_stays(
         assert precisions(bundle, OnnxRuntime) == ["fp32", "fp16"]
 
 
-def test_a_network_without_transposed_convolutions_is_exported_as_before(run: Path, tmp_path: Path) -> None:
+def test_a_network_without_transposed_convolutions_is_not_rewritten(run: Path, tmp_path: Path) -> None:
     assert exporting.export(run, tmp_path / "part.kizu", false_reject=0.2).left_out == {}
-    assert set(Bundle.open(tmp_path / "part.kizu").manifest.graphs) == {"fp32", "fp16", "int8", "int8+fp16"}
+    bundle = Bundle.open(tmp_path / "part.kizu")
+    assert set(bundle.manifest.graphs) == {"fp32", "fp16", "int8", "int8+fp16", "int8-full"}
+    for name in bundle.manifest.graphs:
+        assert "DepthToSpace" not in kinds(onnx.load_from_string(bundle.graph(name)))

@@ -45,7 +45,7 @@ TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int8+fp16"
 
 
 def precision_of(variant: str) -> str:
-    """The precision of a graph variant; another form of it is named after a dash, as in "int8-subpixel"."""
+    """The precision of a graph variant; another form of it is named after a dash, as in "int8-full"."""
     return variant.partition("-")[0]
 
 

@@ -264,9 +264,7 @@ def _graphs(module: nn.Module, spec: PrepareSpec, split: Split) -> tuple[dict[st
             graphs[name] = variants.fp16(source)
         except ExportError as error:
             unfit[name] = str(error)
-    rewritten = subpixel(plain)
-    if rewritten is not None:
-        graphs["int8-subpixel"] = variants.int8(rewritten, images.inputs(), between=True)
+    graphs["int8-full"] = variants.int8(subpixel(plain) or plain, images.inputs(), between=True)
     return graphs, unfit
 
 

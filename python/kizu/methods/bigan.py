@@ -16,6 +16,7 @@ from torch.nn.functional import softplus
 
 from kizu.layers.dcgan import Encoder, Generator, check_size
 from kizu.layers.joint import Conditioning, JointDiscriminator
+from kizu.layers.pairs import paired, unpaired
 from kizu.layers.pooling import ChannelPool
 from kizu.layers.spectral import without_spectral_norm
 from kizu.method import Method, TrainingState, check_config
@@ -180,8 +181,8 @@ def score_outputs(
     if scoring == "residual_logit":
         logit, _ = discriminator(x, z)
         return {"x_hat": x_hat, "logit": logit}
-    _, features = discriminator(torch.cat([x, x_hat]), torch.cat([z, z]))
-    f, f_hat = features.chunk(2)
+    _, features = discriminator(paired(x, x_hat), paired(z, z))
+    f, f_hat = unpaired(features)
     return {"x_hat": x_hat, "f": f, "f_hat": f_hat}
 
 

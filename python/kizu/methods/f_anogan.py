@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kizu.layers.dcgan import Encoder, Generator, check_size, halving, initialise, stage_widths
+from kizu.layers.pairs import paired, unpaired
 from kizu.layers.pooling import ChannelPool
 from kizu.method import Method, TrainingState, check_config
 
@@ -173,7 +174,7 @@ class FAnogan(Method):
         self.generator.eval().requires_grad_(False)
         self.critic.requires_grad_(False)
         x_hat = self.pool(self.generator(self.encoder(x)).float())
-        f, f_hat = self.critic(torch.cat([x, x_hat]))[1].float().chunk(2)
+        f, f_hat = unpaired(self.critic(paired(x, x_hat))[1].float())
         loss = _update(state.optimizers["E"], encoder_loss(x, x_hat, f, f_hat, kappa=self.config.kappa))
         return {"loss_E": loss}
 
@@ -185,7 +186,7 @@ class FAnogan(Method):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Of prepared images (N, C, H, W): ``x_hat`` = G(E(x)), ``f`` and ``f_hat``, the critic's features."""
         x_hat = self.pool(self.generator(self.encoder(x)))
-        f, f_hat = self.critic(torch.cat([x, x_hat]))[1].chunk(2)
+        f, f_hat = unpaired(self.critic(paired(x, x_hat))[1])
         return {"x_hat": x_hat, "f": f, "f_hat": f_hat}
 
 
