@@ -505,7 +505,7 @@ def test_a_variant_that_disagrees_is_left_out_and_recorded(
     monkeypatch.setattr(variants, "int8", shifted(off)(variants.int8))
     done = export(run, tmp_path / "part.kizu", false_reject=FALSE_REJECT)
     manifest = Bundle.open(tmp_path / "part.kizu").manifest
-    assert set(done.left_out) == {"int8", "int8+fp16"}
+    assert set(done.left_out) == {"int8", "int8+fp16", "int8-full"}
     assert set(manifest.graphs) == {"fp32", "fp16"}
     assert set(manifest.calibration.scores) == set(manifest.threshold.values) == {"fp32", "fp16", "bf16"}
     assert manifest.training["left_out"] == dict(done.left_out)
