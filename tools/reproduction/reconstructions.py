@@ -72,7 +72,8 @@ def _show(data: str, runs: dict[str, Run], output: Path, path: Path) -> None:
     test = first.settings.divide(dataset).test
     samples = [test[i] for i in choose(test)]
     masks = [sample.read_mask() for sample in samples]
-    labels, rows = ["x"], []
+    labels = ["x"]
+    rows: list[list[Picture]] = []
     for variant, run in runs.items():
         images, reconstructed, heat = _reconstruct(run, samples, output)
         box = run.settings.prepare(dataset).crop

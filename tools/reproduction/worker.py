@@ -109,8 +109,8 @@ def evaluate(settings: TrainingSettings, folder: Path) -> dict[str, Any]:
             if seen.any() and kept[~labels].any():
                 values[f"test_{rule}_{name}"] = auroc(scores[rule][kept], labels[kept])
     kinds = np.array([sample.kind for sample in split.test])
-    arrays: dict[str, Any] = {f"score_{rule}": of_rule for rule, of_rule in scores.items()}
-    np.savez_compressed(folder / SCORES, labels=labels, seen=seen, kinds=kinds, **arrays, **parts)
+    arrays: dict[str, Any] = {**{f"score_{rule}": of_rule for rule, of_rule in scores.items()}, **parts}
+    np.savez_compressed(folder / SCORES, labels=labels, seen=seen, kinds=kinds, **arrays)
     return {**values, **_of_log(folder), **_counts(split, seen)}
 
 
