@@ -369,6 +369,7 @@ def test_the_table_is_that_of_the_csv_file(output: Path, data: list[str]) -> Non
     rows = read(output / "results" / "try.csv")
     held = table(page, "system")
     assert held.pop("system") == [*data, "mean", "mean, preset lambda"]
+    alone = held.pop("brightness alone")
     means = {}
     for system, cells in held.items():
         by_data = [
@@ -381,6 +382,15 @@ def test_the_table_is_that_of_the_csv_file(output: Path, data: list[str]) -> Non
         preset = [float(row["test_labelled"]) for row in rows if row["variant"] == system]
         assert cells[3] == f"{mean(preset):.3f}"
     assert list(held) == sorted(means, key=lambda name: -means[name])
+    for cell, each in zip(alone, data, strict=False):
+        settings = plan(experiment([each]), seeds=[0])[0].run.settings
+        split = settings.divide(settings.dataset())
+        areas = [
+            roc_auc_score([not sample.good for sample in part], [np.mean(sample.read()) for sample in part])
+            for part in (split.validation, split.test)
+        ]
+        assert float(cell) == pytest.approx(areas[1] if areas[0] >= 0.5 else 1 - areas[1], abs=0.02)  # it was resized
+    assert alone[2] == f"{mean(map(float, alone[:2])):.3f}"
     chosen = table(page, "lambda")
     for system, cells in list(chosen.items())[1:]:
         for cell, each in zip(cells, data, strict=True):

@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
+
+from kizu.data import Sample
+from kizu.data.prepared import PreparedImages
+from kizu.metrics import auroc
 from reproduction import figures, reconstructions, results, search
 from reproduction.experiments import Experiment
 from reproduction.page import Context, Section, Table
 from reproduction.results import Line
+from reproduction.runs import Run
 
 # Table 1, metal nut of MVTec AD, by experiment.
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
@@ -27,7 +33,9 @@ _EXPLAINED = (
     "the data sets, which order the systems. Test images choose nothing. On validation images are chosen, for all "
     "systems alike: the epoch (the labelled rule); the settings, by a search; the scoring rule and its lambda of "
     "{0, 0.1, …, 1}, for each run at its epoch. *Preset lambda*: at the methods' own scoring rules and lambdas, by "
-    "which the epochs are picked, too."
+    "which the epochs are picked, too. *Brightness alone*: nothing is trained; the score is an image's mean, or minus "
+    "it, whichever parts the validation images (seed {seed}). What it reaches says nothing of defects, and a system "
+    "may reach it by the same way."
 )
 _SEARCHED = (
     "The search: AUROC on the validation images of {data}, seed {seeds}, with the best lambda. Each system has as many "
@@ -49,10 +57,11 @@ def sections(context: Context) -> list[Section]:
     lines.sort(key=lambda line: order.index(line.variant))
     bars = context.file(".png")
     _plot(lines, [name for name in experiment.labelled_variants() if name in order], data, bars)
-    text = f"{_EXPLAINED}\n\n{results.provenance_of([row for line in lines for row in line.rows])}"
+    explained = _EXPLAINED.replace("{seed}", str(context.of_first_seed()[0][2].settings.seed))
+    text = f"{explained}\n\n{results.provenance_of([row for line in lines for row in line.rows])}"
     found = context.file("-search.csv")
     return [
-        Section(areas_table(experiment, lines, order, data), text, [bars], [file]),
+        Section(areas_table(experiment, lines, order, data, _brightness(context, data)), text, [bars], [file]),
         Section(*_search_table(experiment, results.read_rows(found), order, data), files=[found]),
         Section(*_weights_table(lines, order, data)),
         *reconstructions.sections(context),
@@ -78,8 +87,33 @@ def _order(lines: Sequence[Line], variants: Sequence[str] | Mapping[str, object]
     return sorted(held, key=lambda name: -(means[name] or 0.0))
 
 
-def areas_table(experiment: Experiment, lines: Sequence[Line], order: Sequence[str], data: Sequence[str]) -> Table:
-    """Test AUROC by system and data set."""
+def _brightness(context: Context, data: Sequence[str]) -> list[float | None]:
+    """The test AUROC of the images' mean by data set, of the first seed; None of data without runs in this call."""
+    runs = {name: run for name, _, run in reversed(context.of_first_seed())}
+    return [brightness_alone(runs[name]) if name in runs else None for name in data]
+
+
+def brightness_alone(run: Run) -> float:
+    """The AUROC of the test images' mean, its sign chosen on the run's validation images."""
+    dataset = run.settings.dataset()
+    split, spec = run.settings.divide(dataset), run.settings.prepare(dataset)
+
+    def area(samples: Sequence[Sample]) -> float:
+        means = PreparedImages.read(samples, spec).images.mean((1, 2, 3))
+        return auroc(means, np.array([not sample.good for sample in samples]))
+
+    of_test = area(split.test)
+    return of_test if area(split.validation) >= 0.5 else 1 - of_test
+
+
+def areas_table(
+    experiment: Experiment,
+    lines: Sequence[Line],
+    order: Sequence[str],
+    data: Sequence[str],
+    brightness: Sequence[float | None],
+) -> Table:
+    """Test AUROC by system and data set, and by brightness alone."""
     published = PUBLISHED.get(experiment.name, {})
     cells = {(line.variant, line.data): line.mean_sd("test_chosen") for line in lines}
     body = []
@@ -88,6 +122,10 @@ def areas_table(experiment: Experiment, lines: Sequence[Line], order: Sequence[s
         row = [system, *(cells.get((system, name), "–") for name in data)]
         row += ["–" if value is None else f"{value:.3f}" for value in means]
         body.append(row + ([f"{published[system]:.2f}" if system in published else "–"] if published else []))
+    known = [value for value in brightness if value is not None]
+    alone = [*brightness, mean(known) if known and len(known) == len(data) else None, None]
+    row = ["brightness alone", *("–" if value is None else f"{value:.3f}" for value in alone)]
+    body.append(row + (["–"] if published else []))
     head = ["system", *data, "mean", "mean, preset lambda", *(["published, metal nut"] if published else [])]
     return Table(head, body)
 

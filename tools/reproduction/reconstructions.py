@@ -44,9 +44,10 @@ def sections(context: Context) -> list[Section]:
         _show(name, held[name], context.output, path)
         paths.append(path)
     text = (
-        "Test images x of the first seed, below them what each system reconstructs, G(E(x)), and the heat map of "
-        "|x − G(E(x))|, smoothed as kizu shows it; bright is different, on one scale for all images of a system and "
-        "data set. Normal images are at the left. Outlined is the true defect, where the data set tells it."
+        "Test images x of the first seed; below them, for each system, its reconstruction x̂, which is G(E(x)) or for "
+        "AnoGAN G(z) of the z that it finds, and the heat map of |x − x̂|, smoothed as kizu does it: bright is "
+        "different, on one scale for all images of a system and data set. Normal images are at the left. Outlined is "
+        "the true defect, where the data set tells it."
     )
     return [Section(text=text, figures=paths)] if paths else []
 
@@ -72,7 +73,7 @@ def _show(data: str, runs: dict[str, Run], output: Path, path: Path) -> None:
     test = first.settings.divide(dataset).test
     samples = [test[i] for i in choose(test)]
     masks = [sample.read_mask() for sample in samples]
-    labels = ["x"]
+    labels = ["$x$"]
     rows: list[list[Picture]] = []
     for variant, run in runs.items():
         images, reconstructed, heat = _reconstruct(run, samples, output)
@@ -84,7 +85,7 @@ def _show(data: str, runs: dict[str, Run], output: Path, path: Path) -> None:
         colors = [matplotlib.colormaps["inferno"](_square(_crop(each, box)) / scale)[..., :3] for each in heat]
         rows.append([_cell(image) for image in reconstructed])
         rows.append([_outlined(each, line) for each, line in zip(colors, outlines, strict=True)])
-        labels += [f"{variant}\nG(E(x))", "|x − G(E(x))|"]
+        labels += [f"{variant}   $\\hat{{x}}$", "$|x-\\hat{x}|$"]
     _draw(data, samples, labels, rows, path)
 
 
@@ -156,7 +157,8 @@ def _draw(data: str, samples: Sequence[Sample], labels: list[str], rows: list[li
         for cell, left in zip(row, lefts, strict=True):
             picture[top : top + CELL, left : left + CELL] = cell
     height, width = picture.shape[:2]
-    figure, (panel,) = figures.panels(1, width=1.6 + width / 160, height=0.9 + height / 160)
+    margin = 0.3 + 0.075 * max(len(label) for label in labels)  # inches
+    figure, (panel,) = figures.panels(1, width=margin + width / 160, height=0.9 + height / 160)
     panel.imshow(picture)
     panel.grid(False)
     for spine in panel.spines.values():
