@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import reproduce
 from helpers import make_parts
 from kizu.data import Sample, Split
+from kizu.errors import TrainingError
+from kizu.method import available
 from kizu.prepare_reference import prepare_reference
 from kizu.run_folder import holds_run, load_file
 from kizu.settings import CHECKPOINT, SETTINGS, epoch_file
@@ -256,10 +258,39 @@ def test_the_order_of_settings(data: str) -> None:
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if EXPERIMENTS[name].data])
 def test_every_entry_of_the_table_can_be_trained(name: str) -> None:
     made = EXPERIMENTS[name]
-    planned = plan(made, seeds=made.seeds)
-    assert len(planned) == len(made.seeds) * len(made.data) * len(made.labelled_variants())
+    variants = can_be_trained(made)
+    planned = plan(made, seeds=made.seeds, variants=variants)
+    assert len(planned) == len(made.seeds) * len(made.data) * len(variants) > 0
     assert len({row.run for row in planned}) == len(planned), "two variants are the same"
     assert all(data in experiments.DATA for data in made.data)
+    for row in planned:
+        wanted = made.labelled_variants()[row.variant].get("method", made.method)
+        assert row.run.settings.method == wanted
+
+
+def can_be_trained(made: Experiment) -> list[str]:
+    """The variants whose methods this version has."""
+    variants = made.labelled_variants()
+    return [label for label in variants if variants[label].get("method", made.method) in available()]
+
+
+def test_finished_runs_are_found_again() -> None:
+    """Runs lie under the digest of their settings: another digest of the same settings would train all of them anew."""
+    run = plan(EXPERIMENTS["mnist"], seeds=[0], data=["mnist:8"])[0].run
+    assert run.folder(Path("runs")) == Path("runs/mnist-8-eebaca2436ac")
+
+
+def test_a_variant_names_its_method(data: str) -> None:
+    made = replace(experiment(data), variants={"one": {}, "other": {"method": "bigan", "preset": "egbad"}})
+    one, other = plan(made, seeds=[0], given={"lr": 1e-3, "xi": 0.5, "latent_dim": 4})
+    assert (one.run.settings.method, other.run.settings.method) == ("algan_image", "bigan")
+    assert other.changes["method"] == "bigan"
+    # Of what is given, each has what its method knows.
+    assert one.run.settings.config == {"width": 4, "latent_dim": 4, "xi": 0.5}
+    expected = {"width": 4, "latent_dim": 4, "lr": 1e-3, "conditioning": "concat", "consistency": 0.0}
+    assert other.run.settings.config == expected
+    with pytest.raises(TrainingError, match="there is no setting 'depth'"):
+        plan(made, seeds=[0], given={"depth": 2})
 
 
 def test_what_is_not_known_is_refused(

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kizu.errors import KizuError
-from reproduction import present, results
+from reproduction import present, results, search
 from reproduction.experiments import EXPERIMENTS, Experiment
 from reproduction.page import Context
 from reproduction.runs import Planned, Run, Workers, check_folder, plan
@@ -93,22 +93,40 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _reproduce(chosen: Sequence[Experiment], options: argparse.Namespace, folder: Path, console: Console) -> int:
-    plans = {
-        experiment.name: plan(
-            experiment,
-            seeds=experiment.seeds if options.seeds is None else options.seeds,
-            data=options.data,
-            variants=options.variants,
-            given=dict(options.set),
-        )
-        for experiment in chosen
-    }
+    asked: dict[str, Any] = {"data": options.data, "variants": options.variants, "given": dict(options.set)}
+
+    def seeds(experiment: Experiment) -> Sequence[int]:
+        return experiment.seeds if options.seeds is None else options.seeds
+
+    # Also of experiments with a search, whose plan is another after it, so that mistakes are found before any work.
+    plans = {each.name: plan(each, seeds=seeds(each), **asked) for each in chosen}
+    searches = {each.name: search.plan_search(each, **asked) for each in chosen if each.search}
+    first = [row for each in chosen for row in searches.get(each.name, plans[each.name])]
+    failed = _bring(first, options, folder, console)
+    for experiment in chosen:
+        if experiment.search:
+            digests = {row.run.digest for row in searches[experiment.name]}
+            rows = results.read_rows(folder / f"{experiment.name}-search.csv")
+            found = search.best(experiment, [row for row in rows if row["digest"] in digests], options.data)
+            plans[experiment.name] = search.plan_found(experiment, found, seeds=seeds(experiment), **asked)
+    failed |= _bring([row for name in searches for row in plans[name]], options, folder, console)
+    torch.set_num_threads(1)
+    for experiment in chosen:
+        whole = [row for row in plans[experiment.name] if row.run not in failed]
+        if experiment.data and not whole:
+            continue  # all have failed: what earlier calls have written stays
+        _present(Context(experiment, whole, seeds(experiment), options.output, folder), console)
+    return 1 if failed else 0
+
+
+def _bring(wanted: Sequence[Planned], options: argparse.Namespace, folder: Path, console: Console) -> set[Run]:
+    """Finish the runs of rows and put the rows into their CSV files; returns the runs that have failed."""
     rows: dict[Run, list[Planned]] = {}
-    for planned in sorted((row for each in plans.values() for row in each), key=lambda row: row.seed):
+    for planned in sorted(wanted, key=lambda row: row.seed):
         rows.setdefault(planned.run, []).append(planned)
     for run in rows:
         check_folder(run, options.output)
-    failed: list[Run] = []
+    failed: set[Run] = set()
     left = len(rows)
 
     def done(run: Run, error: str | None) -> None:
@@ -116,7 +134,7 @@ def _reproduce(chosen: Sequence[Experiment], options: argparse.Namespace, folder
         left -= 1
         evaluation = run.evaluation(options.output)
         if error is not None or evaluation is None:
-            failed.append(run)
+            failed.add(run)
             first = rows[run][0]
             console.print(f"FAILED {first.data}, {first.variant}, seed {first.seed}: {error}")
             return
@@ -130,18 +148,13 @@ def _reproduce(chosen: Sequence[Experiment], options: argparse.Namespace, folder
     for run in finished:
         done(run, None)
     Workers(options.output, options.jobs).bring([run for run in rows if run not in set(finished)], done)
-    torch.set_num_threads(1)
-    for experiment in chosen:
-        seeds = experiment.seeds if options.seeds is None else options.seeds
-        whole = [row for row in plans[experiment.name] if row.run not in failed]
-        if not whole and plans[experiment.name]:
-            continue  # all have failed: what earlier calls have written stays
-        _present(Context(experiment, whole, seeds, options.output, folder), console)
-    return 1 if failed else 0
+    return failed
 
 
 def _brief(row: results.Row) -> str:
     numbers = [f"{rule} {row[f'test_{rule}']:.3f}" for rule in results.RULES if f"test_{rule}" in row]
+    if "test_chosen" in row:
+        numbers.append(f"with lambda {row['weight']} {row['test_chosen']:.3f}")
     drop = f", validation drop {row['validation_drop']:.3f}" if "validation_drop" in row else ""
     return f"{row['data']}, {row['variant']}, seed {row['seed']}: {' '.join(numbers)}{drop}, {row['seconds']:.0f} s"
 

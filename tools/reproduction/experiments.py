@@ -1,7 +1,7 @@
 """The table of experiments. Everything here is data: it becomes settings when it is run.
 
-Settings are laid over each other in this order: the data's, the preset's, the experiment's, the variant's, --set's. All
-are flat: names of ``TrainingSettings`` or of the method's own options.
+Settings are laid over each other in this order: the data's, the preset's, the experiment's, the variant's, those that a
+search has found, --set's. All are flat: names of ``TrainingSettings`` or of the method's own options.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-Changes = Mapping[str, Any]  # with "preset": the name of the preset they are made to, if not the experiment's
+# With "method" and "preset": the method, and its preset, that they are made to, if not the experiment's.
+Changes = Mapping[str, Any]
 
 _MNIST: Changes = {"size": 32, "width": 32, "limit": 1000, "batch_size": 64, "epochs": 20, "validate_every": 1}
 _MNIST_LONGER: Changes = {"limit": 2000, "epochs": 16}
@@ -25,11 +26,13 @@ _TILES: Changes = {
 }
 # For tables of many rows.
 _FEWER_EPOCHS: Mapping[str, Changes] = {"magnetic_tile/random": {"epochs": 40, "limit": None}}
+_MVTEC: Changes = {"size": 64, "width": 32, "batch_size": 16, "epochs": 60, "validate_every": 10}
 # Data, and the budget that two cores have for it.
 DATA: Mapping[str, Changes] = {
     **{f"mnist:{digit}": {"data": f"mnist:{digit}", **_MNIST} for digit in range(10)},
     "magnetic_tile/random": {**_TILES, "split": "random"},
     "magnetic_tile/tile": {**_TILES, "split": "tile"},
+    **{f"mvtec:{name}": {"data": f"mvtec:{name}", **_MVTEC} for name in ("screw", "metal_nut")},
 }
 DIGITS = tuple(f"mnist:{digit}" for digit in range(10))
 
@@ -37,6 +40,29 @@ DIGITS = tuple(f"mnist:{digit}" for digit in range(10))
 def settings_of_data(name: str) -> Changes:
     """A data set and its budget; one that is not in the table is opened by its name with the defaults."""
     return DATA.get(name, {"data": name})
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the variants of an experiment come to the settings that cost a training: by validation images alone.
+
+    All candidates are trained. All runs of a variant take its candidate of the best validation AUROC, mean over the
+    search's data and seeds; what costs nothing after training (see ``weights``) is chosen in the same way run by run.
+
+    Attributes:
+        candidates: variant -> label -> changes; as many for each variant.
+        data: on which candidates are trained; (): each data set has a search of its own.
+        seeds: of these trainings.
+    """
+
+    candidates: Mapping[str, Mapping[str, Changes]]
+    data: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if len({len(each) for each in self.candidates.values()}) != 1:
+            counts = {variant: len(each) for variant, each in self.candidates.items()}
+            raise ValueError(f"the same search for all variants has as many candidates for each, not {counts}")
 
 
 @dataclass(frozen=True)
@@ -51,12 +77,14 @@ class Experiment:
         data: keys of ``DATA``.
         seeds: by default.
         preset: of variants that name none.
-        method: whose presets these are.
+        method: likewise.
         changes: made in all variants.
         for_data: data -> further changes.
         stops: epochs at which a run's checkpoint is kept.
         present: name of a module of ``reproduction`` whose ``sections`` makes more of the finished runs than the
             table and the figure of the AUROCs; "" for none.
+        search: how the variants come to their settings, None if they have them. The page of ``present`` then stands in
+            place of the table of the AUROCs, which knows nothing of what was chosen after training.
     """
 
     name: str
@@ -71,6 +99,7 @@ class Experiment:
     for_data: Mapping[str, Changes] = field(default_factory=dict)
     stops: tuple[int, ...] = ()
     present: str = ""
+    search: Search | None = None
 
     def labelled_variants(self) -> Mapping[str, Changes]:
         """Label -> changes."""
@@ -113,6 +142,35 @@ _ABLATION: Mapping[str, Changes] = {
 }
 _BOTH_PRESETS: Mapping[str, Changes] = {"paper": {"preset": "paper"}, "line": {"preset": "line"}}
 _SIGMAS, _BALANCES, _N_ZS, _N_DIS = (2, 3, 4, 5, 6, 7), (0.25, 0.75, 0.85), (1, 2, 4, 8), (1, 2, 3, 4)
+
+# The systems of the 2020 paper, at equal sizes. f-AnoGAN, which the paper names, is not in its figures and tables.
+_KOMOTO: Mapping[str, Changes] = {
+    "AutoEncoder": {"method": "autoencoder"},
+    "AnoGAN": {"method": "anogan", "steps": 50},
+    "EGBAD": {"method": "bigan", "preset": "egbad"},
+    "projection": {"method": "bigan", "consistency": 0.0},
+    "concat + consistency": {"method": "bigan", "conditioning": "concat"},
+    "projection + consistency": {"method": "bigan"},
+    "f-AnoGAN": {"method": "f_anogan"},
+}
+_LATENT_DIMS, _RATES = (32, 100), (1e-4, 5e-4)
+# What a method calls its learning rates; a candidate gives all of them one value.
+_RATE_NAMES = {"autoencoder": ("lr",), "anogan": ("lr_g", "lr_d"), "bigan": ("lr",), "f_anogan": ("lr", "lr_e")}
+_KOMOTO_SEARCH: Mapping[str, Mapping[str, Changes]] = {
+    system: {
+        f"latent_dim {z}, lr {rate:g}": {"latent_dim": z, **dict.fromkeys(_RATE_NAMES[changes["method"]], rate)}
+        for z, rate in product(_LATENT_DIMS, _RATES)
+    }
+    for system, changes in _KOMOTO.items()
+}
+
+
+def komoto(epochs: int) -> dict[str, Changes]:
+    """The systems of the 2020 paper; f-AnoGAN's encoder has the second half of the epochs."""
+    return {**_KOMOTO, "f-AnoGAN": {**_KOMOTO["f-AnoGAN"], "gan_epochs": epochs // 2}}
+
+
+_KOMOTO_MNIST: Changes = {"limit": 2000, "epochs": 16, "validate_every": 4}
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     experiment.name: experiment
@@ -290,6 +348,28 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             changes={"epochs": _MNIST["epochs"]},
             for_data={"magnetic_tile/random": {"epochs": _TILES["epochs"]}},
             present="robustness",
+        ),
+        Experiment(
+            "komoto-mnist",
+            "Figures 5 and 6 of the consistency BiGAN paper (2020): the ten digits of MNIST",
+            "One digit is good, the nine others are anomalous. f-AnoGAN is not in the paper's figure.",
+            komoto(_KOMOTO_MNIST["epochs"]),
+            data=DIGITS,
+            changes=_KOMOTO_MNIST,
+            present="komoto",
+            search=Search(_KOMOTO_SEARCH, data=("mnist:3", "mnist:8")),
+        ),
+        Experiment(
+            "komoto-mvtec",
+            "Table 1 and figure 6 of the consistency BiGAN paper (2020): defects of surfaces",
+            "The paper's table is of MVTec AD's metal nut (`--data mvtec:metal_nut`, where it is at hand), and has no "
+            "f-AnoGAN. Of the screw's test images the good ones are darker than all others, so that a network that "
+            "reconstructs nothing may part them.",
+            komoto(_MVTEC["epochs"]),
+            data=("mvtec:screw", "magnetic_tile/tile"),
+            changes={name: _MVTEC[name] for name in ("epochs", "validate_every")},
+            present="komoto",
+            search=Search(_KOMOTO_SEARCH),
         ),
         Experiment(
             "toy",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from reproduction.results import Line
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8F98")
 RULES = {"last": "end of training", "labelled": "labelled rule", "good": "good rule"}
 
 

@@ -23,7 +23,7 @@ def write_page(context: Context) -> tuple[list[Table], list[Path]]:
     """Write the summary and the figures of an experiment; its tables and files."""
     experiment = context.experiment
     sections = []
-    if context.rows:
+    if context.rows and not experiment.search:
         sections.append(_areas(context))
     if experiment.present and (context.rows or not experiment.data):
         module = importlib.import_module(f"reproduction.{experiment.present}")
@@ -44,18 +44,5 @@ def _areas(context: Context) -> Section:
     labels = list(context.experiment.labelled_variants())
     lines = results.lines_of(results.read_rows(file), labels, context.experiment.data)
     figures.areas(lines, figure)
-    return Section(results.table_of(lines), f"{_EXPLAINED}\n\n{_provenance(lines)}", [figure], [file])
-
-
-def _provenance(lines: Sequence[results.Line]) -> str:
-    rows = [row for line in lines for row in line.rows]
-
-    def all_of(name: str) -> str:
-        return ", ".join(sorted({str(row[name]) for row in rows if name in row}))
-
-    dirty = " (changed)" if any(row.get("dirty") == "True" for row in rows) else ""
-    longest = max(row["seconds"] for row in rows)
-    return (
-        f"Trained by revision {all_of('revision')}{dirty} with torch {all_of('torch')} on {all_of('processor')}, one "
-        f"core a run, {longest / 60:.1f} min the longest; seeds {all_of('seed')}."
-    )
+    text = f"{_EXPLAINED}\n\n{results.provenance_of([row for line in lines for row in line.rows])}"
+    return Section(results.table_of(lines), text, [figure], [file])

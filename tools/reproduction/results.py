@@ -29,6 +29,10 @@ COLUMNS = (
     "validation_best",
     "validation_last",
     "validation_drop",
+    "scoring",  # these four: with the score chosen on validation images, where something is chosen
+    "weight",
+    "validation_chosen",
+    "test_chosen",
     *(f"epoch_{rule}" for rule in RULES),
     "epochs",
     *(f"test_{rule}_{part}" for rule in RULES for part in ("seen", "unseen")),
@@ -46,8 +50,9 @@ COLUMNS = (
     "recipe",
     "digest",
 )
+CHOSEN = ("scoring", "weight", "validation_chosen", "test_chosen")  # columns only of files that have such rows
 STAMP = ("revision", "dirty", "kizu", "torch", "processor", "date")
-_TEXTS = {*STAMP, "experiment", "data", "variant", "images", "changes", "recipe", "digest"}
+_TEXTS = {*STAMP, "experiment", "data", "variant", "images", "changes", "scoring", "recipe", "digest"}
 Row = dict[str, Any]
 
 
@@ -93,6 +98,7 @@ def _parse(name: str, text: str) -> Any:
 
 def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
     """Write a CSV file; it is whole at any moment."""
+    columns = [name for name in columns if name not in CHOSEN or any(name in row for row in rows)]
     stream = io.StringIO(newline="")
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
@@ -205,3 +211,17 @@ def table_of(lines: Sequence[Line]) -> Table:
         for line in lines
     ]
     return Table(head + [f"end, {part} parts" for part in parts], body)
+
+
+def provenance_of(rows: Sequence[Row]) -> str:
+    """Who trained what the rows say, on what and for how long."""
+
+    def all_of(name: str) -> str:
+        return ", ".join(sorted({str(row[name]) for row in rows if name in row}))
+
+    dirty = " (changed)" if any(row.get("dirty") == "True" for row in rows) else ""
+    longest = max(row["seconds"] for row in rows)
+    return (
+        f"Trained by revision {all_of('revision')}{dirty} with torch {all_of('torch')} on {all_of('processor')}, one "
+        f"core a run, {longest / 60:.1f} min the longest; seeds {all_of('seed')}."
+    )

@@ -16,9 +16,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kizu.errors import TrainingError
 from kizu.method import get
 from kizu.settings import SETTINGS, TrainingSettings, preset, read_settings
+from reproduction import weights
 from reproduction.experiments import Changes, Experiment, settings_of_data
 
 TOOLS = Path(__file__).resolve().parents[1]
@@ -69,12 +72,22 @@ class Run:
         return stop_file(self.folder(output), epoch)
 
     def evaluation(self, output: Path) -> dict[str, Any] | None:
-        """What the finished run gave; None if it is not finished."""
+        """What the finished run gave; None if it is not finished.
+
+        With the scoring and lambda chosen on validation images, where its method has them.
+        """
         try:
             values: dict[str, Any] = json.loads((self.folder(output) / EVALUATION).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        return values if values.get("digest") == self.digest else None
+        if values.get("digest") != self.digest:
+            return None
+        with np.load(self.folder(output) / SCORES) as arrays:
+            choice = weights.choose(arrays)
+        if choice is not None:
+            values |= {"scoring": choice.scoring, "weight": choice.weight}
+            values |= {"validation_chosen": choice.validation, "test_chosen": choice.test}
+        return values
 
 
 def stop_file(folder: Path, epoch: int) -> Path:
@@ -109,9 +122,11 @@ def flat_preset(method: str, name: str) -> dict[str, Any]:
 
 def settings_for(experiment: Experiment, data: str, seed: int, changes: Changes) -> TrainingSettings:
     """Lay the settings over each other; raises TrainingError."""
-    config_type = get(experiment.method).config_type
-    defaults = {item.name: item.default for item in fields(config_type)}
-    base = flat_preset(experiment.method, changes.get("preset", experiment.preset))
+    method = changes.get("method", experiment.method)
+    config_type = get(method).config_type
+    # A name that both know, like "seed", is meant as the training's.
+    defaults = {item.name: item.default for item in fields(config_type) if item.name not in FIELDS}
+    base = flat_preset(method, changes.get("preset", experiment.preset))
     values = {
         # The preset's options of the method that are the defaults do not count as the preset's.
         **settings_of_data(data),
@@ -119,7 +134,7 @@ def settings_for(experiment: Experiment, data: str, seed: int, changes: Changes)
         **experiment.changes,
         **experiment.for_data.get(data, {}),
         **{name: value for name, value in changes.items() if name != "preset"},
-        "method": experiment.method,
+        "method": method,
         "seed": seed,
         "threads": 1,
     }
@@ -151,7 +166,7 @@ def plan(
         seeds: of the trainings.
         data: instead of the experiment's own.
         variants: only these.
-        given: settings that override all others.
+        given: settings that override all others. An option that only some variants' methods have is for these.
     """
     known = experiment.labelled_variants()
     unknown = [label for label in variants if label not in known]
@@ -160,11 +175,15 @@ def plan(
             f"{experiment.name} has no variant {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, known))}"
         )
     chosen = {label: changes for label, changes in known.items() if not variants or label in set(variants)}
+    given = given or {}
+    options = {label: _options({"method": experiment.method, **own, **given}) for label, own in chosen.items()}
+    of_some = set().union(*options.values())
     rows = []
     for seed in seeds:
         for name in tuple(data) or experiment.data:
             for label, own in chosen.items():
-                changes = {**own, **(given or {})}
+                meant = {key: value for key, value in given.items() if key in options[label] or key not in of_some}
+                changes = {**own, **meant}
                 settings = settings_for(experiment, name, seed, changes)
                 changes = {
                     "preset": experiment.preset,
@@ -175,6 +194,11 @@ def plan(
                 run = Run(settings, tuple(stop for stop in experiment.stops if stop < settings.epochs))
                 rows.append(Planned(experiment.name, name, label, seed, changes, run))
     return rows
+
+
+def _options(changes: Changes) -> set[str]:
+    """Names of the settings that a variant of this method can have."""
+    return {*FIELDS, *(item.name for item in fields(get(changes["method"]).config_type))}
 
 
 def check_folder(run: Run, output: Path) -> None:

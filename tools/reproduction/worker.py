@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from kizu import run_folder
 from kizu.data import Split
 from kizu.data.prepared import PreparedImages
 from kizu.errors import KizuError
+from kizu.method import Method
 from kizu.metrics import auroc
 from kizu.progress import RichProgress
 from kizu.settings import CHECKPOINT, RULES, TrainingSettings, epoch_file
 from kizu.training import train
-from kizu.validation import score_images
-from reproduction import provenance
+from reproduction import provenance, weights
 from reproduction.runs import EVALUATION, INTERRUPTED, SCORES, stop_file
 
 PROVENANCE = "provenance.json"
@@ -74,22 +74,34 @@ def _train(settings: TrainingSettings, folder: Path, stops: Sequence[int]) -> bo
 
 
 def evaluate(settings: TrainingSettings, folder: Path) -> dict[str, Any]:
-    """The figures of a finished run; the scores of the test images are kept beside them."""
+    """The figures of a finished run; the scores of the test images are kept beside them.
+
+    So are the parts of the scores of methods that weigh them, as ``weights.choose`` takes them.
+    """
     dataset = settings.dataset()
-    split = settings.divide(dataset)
-    method = settings.create(settings.prepare(dataset))
-    images = PreparedImages.read(split.test, settings.prepare(dataset))
+    split, spec = settings.divide(dataset), settings.prepare(dataset)
+    method, *others = weights.methods(settings, spec)
+    images = PreparedImages.read(split.test, spec)
+    ends = weights.ends(method.scoring)
     labels = np.array([not sample.good for sample in split.test])
     seen = seen_in_training(split)
     values: dict[str, Any] = {}
     scores: dict[str, NDArray[np.float32]] = {}
+    parts: dict[str, NDArray[Any]] = {}
+    of_epoch: dict[int, NDArray[np.float32]] = {}
     for rule in RULES:
         if not epoch_file(folder, rule).exists():
             continue
         picked = run_folder.load_file(epoch_file(folder, rule))
-        module = method.export_module()
-        module.load_state_dict(picked["module"])
-        scores[rule] = score_images(module, images, scoring=method.scoring, weight=method.weight)
+        if picked["epoch"] not in of_epoch:
+            of_epoch[picked["epoch"]] = _scores(method, picked, images, (method.weight, *ends))
+        scores[rule], *of_parts = of_epoch[picked["epoch"]]
+        if rule == "labelled" and ends:
+            validation = PreparedImages.read(split.validation, spec)
+            parts["validation_labels"] = np.array([not sample.good for sample in split.validation])
+            parts[f"test_{method.scoring}"] = np.array(of_parts)
+            parts |= {f"test_{each.scoring}": _scores(each, picked, images) for each in others}
+            parts |= {f"validation_{each.scoring}": _scores(each, picked, validation) for each in (method, *others)}
         values[f"epoch_{rule}"] = picked["epoch"]
         values[f"test_{rule}"] = auroc(scores[rule], labels)
         # Of tiles and the like that were photographed more than once: with the good images of seen parts, of others.
@@ -97,9 +109,19 @@ def evaluate(settings: TrainingSettings, folder: Path) -> dict[str, Any]:
             if seen.any() and kept[~labels].any():
                 values[f"test_{rule}_{name}"] = auroc(scores[rule][kept], labels[kept])
     kinds = np.array([sample.kind for sample in split.test])
-    arrays: dict[str, Any] = {f"score_{rule}": of_rule for rule, of_rule in scores.items()}
+    arrays: dict[str, Any] = {**{f"score_{rule}": of_rule for rule, of_rule in scores.items()}, **parts}
     np.savez_compressed(folder / SCORES, labels=labels, seen=seen, kinds=kinds, **arrays)
     return {**values, **_of_log(folder), **_counts(split, seen)}
+
+
+def _scores(
+    method: Method, picked: Mapping[str, Any], images: PreparedImages, of_weights: Sequence[float] = ()
+) -> NDArray[np.float32]:
+    """Scores (weights, N) of the networks of an epoch; without lambdas the parts of the method's rule."""
+    module = method.export_module()
+    module.load_state_dict(picked["module"])
+    of_weights = of_weights or weights.ends(method.scoring)
+    return weights.score_by_weight(module, images, scoring_rule=method.scoring, weights=of_weights)
 
 
 def seen_in_training(split: Split) -> NDArray[np.bool_]:
