@@ -140,7 +140,7 @@ def test_no_boxes_make_no_inputs(cuda: None) -> None:
 def test_score_is_the_twin(cuda: None, rule: str, views: int, half: bool) -> None:
     rng = np.random.default_rng(7)
     kind = np.float16 if half else np.float32
-    weight = 0.3 if RULES[rule].residual else 0.0
+    weight = 0.3 if RULES[rule].weighs else 0.0
     scorer = Scorer(rule, weight=weight, views=views, reduce="mean", device="cuda")
     for channels, side, features in ((1, 5, 1), (3, 48, 700), (5, 50, 4100)):
         n = 2 * views

@@ -34,6 +34,7 @@ from kizu.engine import BuildOptions, TensorSpec, engines
 from kizu.errors import DeviceLostError
 from kizu.prepare import Box, PrepareSpec, Tiles
 from kizu.prepare_reference import prepare_reference
+from kizu.scoring import RULES
 from kizu.scoring_reference import map_reference, score_reference
 from stand_in import Cuda, StandIn
 
@@ -79,7 +80,7 @@ class Pair:
         openvino: Any = engines()["openvino"]
         openvino.build(built, folder / "part.blob", settings)
         self.on_cpu, self.on_cuda = openvino(folder / "part.blob", settings), StandIn(built, settings)
-        options = {"max_batch": 4, "weight": 0.3 if rule != "logit" else 0.0} | options
+        options = {"max_batch": 4, "weight": 0.3 if RULES[rule].weighs else 0.0} | options
         self.cpu = CpuPipeline(self.on_cpu, spec, rule, threads=1, **options)
         self.cuda = CudaPipeline(self.on_cuda, spec, rule, **options)
 
@@ -118,10 +119,10 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
 # Scores
 
 
-@pytest.mark.parametrize("rule", ["residual_feature", "residual_logit", "logit"])
+@pytest.mark.parametrize("rule", RULES)
 def test_scores_are_those_of_the_processor(rule: str, make: Callable[..., Pair]) -> None:
     pair = make(rule=rule)
-    map = rule != "logit"
+    map = RULES[rule].residual
     for n, captures in ((1, 1), (1, 1), (3, 2), (4, 3), (3, 3), (1, 4), (4, 4)):  # a batch makes the slot larger
         for seed in range(3):  # the graph must read the new frames
             pair.agree([noise(60, 72, 3, seed=10 * n + seed + i) for i in range(n)], map=map)
@@ -131,7 +132,7 @@ def test_scores_are_those_of_the_processor(rule: str, make: Callable[..., Pair])
         assert pair.cuda.captures == 5  # a graph without maps is another
 
 
-@pytest.mark.parametrize("rule", ["residual_feature", "residual_logit", "logit"])
+@pytest.mark.parametrize("rule", RULES)
 def test_float16_tensors(rule: str, tmp_path: Path) -> None:
     import openvino
 
@@ -139,7 +140,7 @@ def test_float16_tensors(rule: str, tmp_path: Path) -> None:
     built.write_bytes(residual_graph(half=True))
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     model = openvino.Core().compile_model(str(built), "CPU", hints)
-    spec, weight = PrepareSpec(size=SIZE), 0.3 if rule != "logit" else 0.0
+    spec, weight = PrepareSpec(size=SIZE), 0.3 if RULES[rule].weighs else 0.0
     with StandIn(built, options) as engine, CudaPipeline(engine, spec, rule, max_batch=3, weight=weight) as pipeline:
         for n in (1, 3, 1):
             frames = [noise(60, 72, 3, seed=n + i) for i in range(n)]
@@ -147,9 +148,9 @@ def test_float16_tensors(rule: str, tmp_path: Path) -> None:
             outputs = model({"x": x})
             tensors = {port.get_any_name(): np.asarray(outputs[port]) for port in model.outputs} | {"x": x}
             assert all(tensor.dtype == np.float16 for tensor in tensors.values())
-            found, _ = pipeline.run(frames, map=rule != "logit")
+            found, _ = pipeline.run(frames, map=RULES[rule].residual)
             np.testing.assert_array_equal(found, score_reference(rule, tensors, weight=weight))
-            if rule != "logit":
+            if RULES[rule].residual:
                 np.testing.assert_array_equal(pipeline.maps(n), map_reference(x, tensors["x_hat"]))
         engine.inputs = (TensorSpec("x", engine.inputs[0].shape, "float32"),)
         with pytest.raises(EngineError, match=r"all must be float32 or all float16|do not fit"):

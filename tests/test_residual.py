@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import kizu
 from graphs import residual_graph
 from helpers import read_bundle, rewrite_bundle
-from kizu import Bundle, BundleError, Detector, EngineError, ScoreError
+from kizu import Bundle, BundleError, Detector, EngineError, ScoreError, scoring
 from kizu.compiled import _key
 from kizu.cpu_pipeline import CpuPipeline
 from kizu.detector import MAP_SIGMA
@@ -28,9 +28,13 @@ from kizu.prepare_reference import prepare_reference
 from kizu.scoring_reference import map_reference, score_reference
 
 Frames = list[NDArray[np.uint8]]
-RULES = ("residual_feature", "residual_logit")
+RULES = [name for name, rule in scoring.RULES.items() if rule.residual]
 ENGINES = ("openvino", "onnxruntime")
 WEIGHT = 0.3
+
+
+def weight_of(rule: str) -> float:
+    return WEIGHT if scoring.rule(rule).weighs else 0.0
 
 
 def outputs(x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
@@ -55,10 +59,10 @@ def residual_bundle(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory)
 
     def make(rule: str, edit: Callable[[dict[str, Any]], object] = lambda manifest: None, **of_graph: Any) -> Path:
         spec = source.manifest.prepare
-        scores = scores_by_hand(rule, golden, spec, WEIGHT)
+        scores = scores_by_hand(rule, golden, spec, weight_of(rule))
 
         def rewrite(manifest: dict[str, Any]) -> None:
-            manifest["scoring"], manifest["weight"] = rule, WEIGHT
+            manifest["scoring"], manifest["weight"] = rule, weight_of(rule)
             manifest["graphs"] = {"fp32": manifest["graphs"]["fp32"]}
             manifest["golden"]["scores"] = scores.astype(float).tolist()
             manifest["golden"]["tolerances"] = {"fp32": 1e-3}
@@ -91,15 +95,15 @@ def test_scores_and_maps_are_those_of_the_references(
     path = residual_bundle(rule)
     with kizu.load(path, engine=engine, threads=2, max_batch=4, cache=engine_cache) as detector:
         spec = detector.bundle.manifest.prepare
-        assert detector.weight == WEIGHT
-        by_hand = scores_by_hand(rule, frames, spec, WEIGHT)
+        assert detector.weight == weight_of(rule)
+        by_hand = scores_by_hand(rule, frames, spec, weight_of(rule))
         assert np.ptp(by_hand) > 0.01
         for frame, expected in zip(frames, by_hand, strict=True):
             result = detector.score(frame)
             assert result.map is None
             np.testing.assert_allclose(result.score, expected, rtol=1e-4)
             tensors = tensors_of(detector, 1)
-            assert result.score == score_reference(rule, tensors, weight=WEIGHT)[0]  # to the last bit
+            assert result.score == score_reference(rule, tensors, weight=weight_of(rule))[0]  # to the last bit
             np.testing.assert_array_equal(tensors["x"][0], prepare_reference(frame, spec))
 
             mapped = detector.score(frame, map=True)
@@ -182,10 +186,13 @@ def test_another_lambda_needs_another_threshold(
             kizu.load(path, weight=wrong, threshold=0.5, cache=engine_cache)  # type: ignore[arg-type]
 
 
-def test_a_rule_without_lambda_takes_none(bundle_path: Path, engine_cache: Path) -> None:
-    for weight in (0.0, 0.5):
-        with pytest.raises(ScoreError, match="the bundle's rule logit has no weight"):
-            kizu.load(bundle_path, weight=weight, threshold=0.5, cache=engine_cache)
+def test_a_rule_without_lambda_takes_none(
+    bundle_path: Path, residual_bundle: Callable[..., Path], engine_cache: Path
+) -> None:
+    for rule, path in {"logit": bundle_path, "residual": residual_bundle("residual")}.items():
+        for weight in (0.0, 0.5):
+            with pytest.raises(ScoreError, match=f"the bundle's rule {rule} has no weight"):
+                kizu.load(path, weight=weight, threshold=0.5, cache=engine_cache)
 
 
 @pytest.mark.parametrize("weight", [-0.01, 1.01])
@@ -195,9 +202,14 @@ def test_a_lambda_out_of_range_is_no_bundle(weight: float, residual_bundle: Call
         Bundle.open(path)
 
 
-def test_a_lambda_that_weighs_nothing_is_refused(bundle_path: Path, tmp_path: Path, engine_cache: Path) -> None:
+def test_a_lambda_that_weighs_nothing_is_refused(
+    bundle_path: Path, residual_bundle: Callable[..., Path], tmp_path: Path, engine_cache: Path
+) -> None:
     path = rewrite_bundle(bundle_path, tmp_path / "a.kizu", edit=lambda manifest: manifest.update(weight=0.5))
     with pytest.raises(ScoreError, match="the rule logit weighs nothing"):
+        kizu.load(path, cache=engine_cache)
+    path = residual_bundle("residual", lambda manifest: manifest.update(weight=0.5))
+    with pytest.raises(ScoreError, match="the rule residual weighs nothing"):
         kizu.load(path, cache=engine_cache)
 
 
@@ -238,8 +250,9 @@ def test_a_graph_whose_reconstruction_has_another_shape_is_refused(
 def test_a_graph_without_what_the_rule_reads_is_refused(residual_bundle: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="the graph has no output f, which the rule 'residual_feature' reads"):
         kizu.load(residual_bundle("residual_feature", leave_out=("f",)), engine="onnxruntime", cache=tmp_path)
-    with kizu.load(residual_bundle("residual_logit", leave_out=("f", "f_hat")), cache=tmp_path) as detector:
-        assert math.isfinite(detector.score(np.zeros((60, 72, 3), np.uint8)).score)
+    for rule, unread in (("residual_logit", ("f", "f_hat")), ("residual", ("f", "f_hat", "logit"))):
+        with kizu.load(residual_bundle(rule, leave_out=unread), cache=tmp_path) as detector:
+            assert math.isfinite(detector.score(np.zeros((60, 72, 3), np.uint8)).score)
 
 
 def test_a_reconstruction_that_is_not_finite_never_passes(

@@ -22,6 +22,7 @@ from rows import OPS
 Tensors = dict[str, NDArray[Any]]
 ROWS = {row.name: row for row in OPS}
 RESIDUAL = [name for name, found in RULES.items() if found.residual]
+WEIGHING = [name for name, found in RULES.items() if found.weighs]
 DTYPES = (np.float32, np.float16)
 
 
@@ -55,7 +56,9 @@ def by_numpy(name: str, given: Tensors, weight: float) -> NDArray[np.float64]:
     t = {name: array.astype(np.float64) for name, array in given.items()}
     if name == "logit":
         return -t["logit"]
-    residual = np.abs(t["x"] - t["x_hat"]).mean((1, 2, 3))
+    residual: NDArray[np.float64] = np.abs(t["x"] - t["x_hat"]).mean((1, 2, 3))
+    if name == "residual":
+        return residual
     if name == "residual_logit":
         other = np.logaddexp(0, -t["logit"])
     else:
@@ -83,7 +86,7 @@ def test_scores_are_the_twins_and_numpys(name: str, side: tuple[int, int], dtype
     features = (side[0] * side[1] * 5) % 5000 + 1
     for channels in (1, 2, 5):
         given = tensors(channels, 3, channels=channels, side=side, features=(features,), dtype=dtype, scale=3)
-        weight = 0.3 if rule(name).residual else 0.0
+        weight = 0.3 if rule(name).weighs else 0.0
         found = ROWS["score"].run(name, given, weight=weight)
         assert_same_bits(found, ROWS["score"].reference(name, given, weight=weight))
         np.testing.assert_allclose(found, by_numpy(name, given, weight), rtol=1e-6)
@@ -111,7 +114,7 @@ def test_any_shape_has_the_bits_of_the_twin(
     given = tensors(
         seed, images, channels=channels, side=(height, width), features=tuple(features), dtype=dtype, scale=scale
     )
-    weight = weight if rule(name).residual else 0.0
+    weight = weight if rule(name).weighs else 0.0
     found = ROWS["score"].run(name, given, weight=weight, threads=threads)
     assert_same_bits(found, ROWS["score"].reference(name, given, weight=weight))
     if rule(name).residual:
@@ -119,11 +122,24 @@ def test_any_shape_has_the_bits_of_the_twin(
         assert_same_bits(maps, ROWS["map"].reference(given["x"], given["x_hat"]))
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_reads_what_it_says_and_no_more(name: str) -> None:
+    every = tensors(2, 4, side=(30, 40))
+    reads = [*rule(name).outputs, *(["x"] if rule(name).residual else [])]
+    scorer, scores = Scorer(name), np.empty(4, np.float32)
+    scorer({key: every[key] for key in reads}, scores)
+    assert_same_bits(scores, score_reference(name, every))
+    for missing in reads:
+        with pytest.raises(ScoreError, match=f"the rule reads {missing}, and it is missing"):
+            scorer({key: every[key] for key in reads if key != missing}, scores)
+
+
 @pytest.mark.parametrize("name", RESIDUAL)
 def test_the_map_is_the_mean_residual_and_changes_no_score(name: str) -> None:
     for channels in (1, 2, 3, 5):
         given = tensors(5, 4, channels=channels, side=(75, 96))
-        scorer, scores, maps = Scorer(name, weight=0.5), np.empty(4, np.float32), np.empty((4, 75, 96), np.float32)
+        scorer = Scorer(name, weight=0.5 if rule(name).weighs else 0.0)
+        scores, maps = np.empty(4, np.float32), np.empty((4, 75, 96), np.float32)
         scorer(given, scores, maps)
         expected = np.abs(given["x"].astype(np.float64) - given["x_hat"]).mean(1)
         np.testing.assert_allclose(maps, expected, rtol=1e-6)
@@ -135,7 +151,7 @@ def test_the_map_is_the_mean_residual_and_changes_no_score(name: str) -> None:
 
 def test_weights_at_the_ends_take_one_part_alone() -> None:
     given = tensors(1, 5, side=(40, 50), features=(3000,))
-    for name in RESIDUAL:
+    for name in WEIGHING:
         parts = by_numpy(name, given, 0.0), by_numpy(name, given, 1.0)
         for weight in (0.0, 1.0, 0, 1):
             np.testing.assert_allclose(ROWS["score"].run(name, given, weight=weight), parts[int(weight)], rtol=1e-6)
@@ -145,7 +161,8 @@ def test_large_sums_lose_nothing() -> None:
     # 0.1 added ten million times in float32 would be off by percents
     x = np.full((1, 1, 2500, 4000), np.float32(0.1))
     given = {"x": x, "x_hat": np.zeros_like(x), "logit": np.zeros(1, np.float32)}
-    assert ROWS["score"].run("residual_logit", given)[0] == pytest.approx(np.float64(np.float32(0.1)), rel=1e-7)
+    for name in ("residual", "residual_logit"):
+        assert ROWS["score"].run(name, given)[0] == pytest.approx(np.float64(np.float32(0.1)), rel=1e-7)
 
 
 # softplus
@@ -199,8 +216,8 @@ for seed in range(24):
     given = tensors(seed, 4, channels=seed % 5 + 1, side=side, features=(seed * 211 + 1,), dtype=dtype, scale=2)
     if dtype == np.float16:  # every exponent, from subnormal to infinite, and NaN
         given["f"].reshape(-1).view(np.uint16)[:] = rng.integers(0, 2**16, given["f"].size)
-    for name in RULES:
-        weight = 0.0 if name == "logit" else 0.25
+    for name, rule in RULES.items():
+        weight = 0.25 if rule.weighs else 0.0
         for reduce in ("max", "mean"):
             total.update(np.nan_to_num(score(name, given, weight=weight, views=2, reduce=reduce), nan=7).tobytes())
     maps = mapped(given["x"], given["x_hat"])
@@ -293,7 +310,7 @@ def test_a_value_that_is_not_finite_stays_in_its_image_and_is_seen(where: str, v
         for place in (0, 255, 256, 2047, 2048, -1):
             given = {key: array.copy() for key, array in clean.items()}
             given[where].reshape(4, -1)[2, place if where != "logit" else 0] = value
-            scores = ROWS["score"].run(name, given, weight=0.0 if name == "logit" else 0.5)
+            scores = ROWS["score"].run(name, given, weight=0.5 if found.weighs else 0.0)
             assert np.isfinite(scores[[0, 1, 3]]).all()
             if where == "logit":
                 expected = {"logit": -value, "residual_logit": scores[2] if value > 0 else -value}[name]
@@ -315,7 +332,8 @@ def test_a_nan_wins_wherever_it_stands() -> None:
 def test_infinities_of_one_sign_leave_no_number() -> None:
     given = tensors(8, 1)
     given["x"][0, 1, 2, 3] = given["x_hat"][0, 1, 2, 3] = np.inf
-    assert np.isnan(ROWS["score"].run("residual_feature", given))[0]
+    for name in RESIDUAL:
+        assert np.isnan(ROWS["score"].run(name, given))[0]
     maps = ROWS["map"].run(given["x"], given["x_hat"])
     assert np.isnan(maps[0, 2, 3])
     assert np.isnan(maps).sum() == 1
@@ -326,7 +344,8 @@ def test_half_precision_is_widened_exactly() -> None:
     zeros = np.zeros((len(every), 1, 1, 1), np.float16)
     given = {"x": every.reshape(-1, 1, 1, 1), "x_hat": zeros, "logit": zeros.ravel()}
     with np.errstate(invalid="ignore"):  # signalling NaNs
-        assert_same_bits(ROWS["score"].run("residual_logit", given), np.abs(every).astype(np.float32))
+        for name in ("residual", "residual_logit"):
+            assert_same_bits(ROWS["score"].run(name, given), np.abs(every).astype(np.float32))
         assert_same_bits(ROWS["score"].run("logit", {"logit": every}), -every.astype(np.float32))
         wide = {"x": np.tile(every[None, None, None], (1, 1, 3, 1)), "x_hat": np.zeros((1, 1, 3, 2**16), np.float16)}
         assert_same_bits(ROWS["map"].run(**wide)[0, 1], np.abs(every).astype(np.float32))
@@ -373,10 +392,11 @@ def test_an_unknown_rule_and_wrong_arguments_are_refused() -> None:
     for weight in (-0.1, 1.1, math.nan, math.inf, "0.5", None, True):
         with pytest.raises(ScoreError, match=r"weight is .*, but must be a number from 0 to 1"):
             Scorer("residual_logit", weight=weight)  # type: ignore[arg-type]
-    with pytest.raises(ScoreError, match=r"weight is 0\.5, but the rule logit weighs nothing"):
-        Scorer("logit", weight=0.5)
     assert check_weight("residual_logit", 1) == 1.0
-    assert check_weight("logit", 0) == 0.0
+    for name in set(RULES) - set(WEIGHING):
+        assert check_weight(name, 0) == 0.0
+        with pytest.raises(ScoreError, match=rf"weight is 0\.5, but the rule {name} weighs nothing"):
+            Scorer(name, weight=0.5)
     wrong: list[dict[str, Any]] = [{"views": 0}, {"views": 1.5}, {"reduce": "sum"}, {"threads": 0}]
     for options in wrong:
         with pytest.raises(ScoreError, match=r"there is no such scorer|views is"):
@@ -386,6 +406,8 @@ def test_an_unknown_rule_and_wrong_arguments_are_refused() -> None:
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("residual_feature", {"x_hat": None}, "the rule reads x_hat, and it is missing"),
     ("residual_logit", {"logit": None}, "the rule reads logit, and it is missing"),
+    ("residual", {"x_hat": np.zeros((4, 3, 9, 7), np.float32)}, r"x_hat has the shape \(4, 3, 9, 7\)"),
+    ("residual", {"map": np.zeros((4, 9, 7), np.float32)}, r"map has the shape \(4, 9, 7\)"),
     ("residual_feature", {"x": [1.0]}, "x is a list, but must be a NumPy array"),
     ("logit", {"logit": np.zeros(4)}, "logit is float64, but the tensors must all be float32, or all float16"),
     ("logit", {"logit": np.zeros(4, ">f4")}, "logit is >f4"),

@@ -29,9 +29,8 @@ void check_score(const ScoreSpec& spec, const ScoreTensors& tensors, const float
   if (spec.rule == ScoreRule::residual_feature) {
     check(tensors.features >= 1, "f has ", tensors.features, " features, but must have at least one");
     check(tensors.f && tensors.f_hat, "the rule reads f and f_hat, and one of them is missing");
-  } else {
-    check(tensors.logit, "the rule reads logit, and it is missing");
   }
+  if (reads_logit(spec.rule)) check(tensors.logit, "the rule reads logit, and it is missing");
 }
 
 namespace cpu {
@@ -147,6 +146,10 @@ void score(const ScoreSpec& spec, const ScoreTensors& tensors, float* scores, fl
       continue;
     }
     const double residual = mean(pairs[0], of_image);
+    if (spec.rule == ScoreRule::residual) {
+      each[image] = static_cast<float>(residual);
+      continue;
+    }
     const double other = spec.rule == ScoreRule::residual_feature ? mean(pairs[1], of_image + pairs[0].sums())
                                                                   : softplus(-widened(tensors.logit, spec.half, image));
     each[image] = static_cast<float>((1 - spec.weight) * residual + spec.weight * other);

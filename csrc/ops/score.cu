@@ -117,6 +117,7 @@ __device__ inline float sum_block(const T* a, const T* b, std::ptrdiff_t left, b
 __device__ inline double rule_value(const Problem& p, double x_sum, double f_sum, double logit) {
   if (p.rule == ScoreRule::logit) return -logit;
   const double residual = __ddiv_rn(x_sum, static_cast<double>(p.channels * p.pixels));
+  if (p.rule == ScoreRule::residual) return residual;
   const double other =
       p.rule == ScoreRule::residual_feature ? __ddiv_rn(f_sum, static_cast<double>(p.features)) : softplus(-logit);
   return __dadd_rn(__dmul_rn(1.0 - p.weight, residual), __dmul_rn(p.weight, other));
@@ -280,7 +281,7 @@ void score(const ScoreSpec& spec, const ScoreTensors& t, float* scores, float* m
     p.x_hat = from(t.x_hat, first, t.channels * t.pixels);
     p.f = from(t.f, first, t.features);
     p.f_hat = from(t.f_hat, first, t.features);
-    p.logit = spec.rule == ScoreRule::residual_feature ? nullptr : from(t.logit, first, 1);
+    p.logit = reads_logit(spec.rule) ? from(t.logit, first, 1) : nullptr;
     p.scores = scores + first / spec.views;
     p.map = map ? map + first * t.pixels : nullptr;
     const int count = std::min(t.images - first, most);

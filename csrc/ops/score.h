@@ -1,6 +1,7 @@
 // score: a graph's outputs -> one score an image, and on request the residual map from the same pass.
 //
-//   residual_feature:  (1 - weight) mean|x - x_hat| + weight mean|f - f_hat|   (bi-directional GAN 2020, eq. 7 and 8)
+//   residual:          mean|x - x_hat|                                         (bi-directional GAN 2020, eq. 7)
+//   residual_feature:  (1 - weight) mean|x - x_hat| + weight mean|f - f_hat|   (2020, eq. 7 and 8)
 //   residual_logit:    (1 - weight) mean|x - x_hat| + weight softplus(-logit)  (2020, eq. 7 and 9)
 //   logit:             -logit                                                  (ALGAN 2022, eq. 8)
 //
@@ -27,12 +28,15 @@ namespace kizu {
 constexpr int kScoreLanes = 256;
 constexpr int kScoreBlock = 2048;
 
-enum class ScoreRule { residual_feature, residual_logit, logit };
+enum class ScoreRule { residual, residual_feature, residual_logit, logit };
+
+constexpr bool reads_logit(ScoreRule rule) { return rule == ScoreRule::residual_logit || rule == ScoreRule::logit; }
+
 enum class Reduce { max, mean };
 
 struct ScoreSpec {
   ScoreRule rule;
-  double weight = 0;  // lambda of the papers, in [0, 1]
+  double weight = 0;  // lambda of the papers, in [0, 1]; read where the rule has two terms
   bool half = false;  // the tensors are float16
   int views = 1;      // consecutive images that are views of one frame
   Reduce reduce = Reduce::max;

@@ -96,7 +96,8 @@ class Score {
       const py::array f = take(2, "f"), f_hat = take(3, "f_hat", &f);
       of_graph.features = f.shape(0) ? f.size() / f.shape(0) : 0;
       of_graph.f = f.data(), of_graph.f_hat = f_hat.data();
-    } else {
+    }
+    if (reads_logit(spec_.rule)) {
       const py::array logit = take(4, "logit");
       check(logit.ndim() == 1, "logit has the shape ", Shape{logit}, ", but must be (images,)");
       of_graph.logit = logit.data();

@@ -9,6 +9,7 @@
 namespace kizu {
 
 inline ScoreRule rule_called(const std::string& name) {
+  if (name == "residual") return ScoreRule::residual;
   if (name == "residual_feature") return ScoreRule::residual_feature;
   if (name == "residual_logit") return ScoreRule::residual_logit;
   check(name == "logit", "no rule is called '", name, "'");

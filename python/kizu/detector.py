@@ -385,7 +385,7 @@ def load(
     frames = bundle.manifest.prepare.pixel_format(pixel_format)
     scoring.check_weight(bundle.manifest.scoring, bundle.manifest.weight)
     if weight is not None:
-        if not scoring.rule(bundle.manifest.scoring).residual:
+        if not scoring.rule(bundle.manifest.scoring).weighs:
             raise ScoreError(f"weight is {weight!r}, but the bundle's rule {bundle.manifest.scoring} has no weight")
         scoring.check_weight(bundle.manifest.scoring, weight)
         if threshold is None:

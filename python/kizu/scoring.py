@@ -27,23 +27,27 @@ class Rule:
     Attributes:
         name: as written in a bundle.
         outputs: names of the graph's outputs it reads.
-        residual: it also reads the graph's input ``x``, takes a weight lambda and has a map.
+        residual: it also reads the graph's input ``x`` and has a map of ``|x - x_hat|``.
+        weighs: it adds a second term, by a weight lambda.
     """
 
     name: str
     outputs: tuple[str, ...]
     residual: bool
+    weighs: bool
 
 
 RULES = {
     rule.name: rule
     for rule in (
         # minus the discriminator's logit (ALGAN 2022, equation 8 and figure 5)
-        Rule("logit", ("logit",), residual=False),
+        Rule("logit", ("logit",), residual=False, weighs=False),
+        # mean|x - x_hat| (consistency BiGAN 2020, equation 7)
+        Rule("residual", ("x_hat",), residual=True, weighs=False),
         # (1 - lambda) mean|x - x_hat| + lambda mean|f - f_hat| (consistency BiGAN 2020, equations 7, 8 and 10)
-        Rule("residual_feature", ("x_hat", "f", "f_hat"), residual=True),
+        Rule("residual_feature", ("x_hat", "f", "f_hat"), residual=True, weighs=True),
         # (1 - lambda) mean|x - x_hat| + lambda softplus(-logit) (consistency BiGAN 2020, equations 7, 9 and 10)
-        Rule("residual_logit", ("x_hat", "logit"), residual=True),
+        Rule("residual_logit", ("x_hat", "logit"), residual=True, weighs=True),
     )
 }
 
@@ -57,7 +61,7 @@ def rule(name: str) -> Rule:
 
 def check_weight(name: str, weight: object) -> float:
     """Return the weight lambda for the rule called ``name``; raises ScoreError for one that it cannot have."""
-    weighs = rule(name).residual
+    weighs = rule(name).weighs
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
         raise ScoreError(f"weight is {weight!r}, but must be a number from 0 to 1")
     if weight and not weighs:
@@ -73,7 +77,7 @@ class Scorer:
 
     Args:
         rule: the rule's name.
-        weight: lambda, from 0 (the residual alone) to 1; 0 for rules without a residual.
+        weight: lambda, from 0 (the residual alone) to 1; 0 for rules that weigh nothing.
         views: consecutive images that are views of one frame.
         reduce: how their scores become one: the largest, NaN if one is NaN, or the mean.
         threads: how many threads share the sums of a call (1: the caller's own, none is spawned).

@@ -93,12 +93,14 @@ def score_reference(
         else:
             x = tensors["x"]
             d = _difference(x, tensors["x_hat"])
-            residual = _mean(d.reshape(*x.shape[:2], -1))
+            value = _mean(d.reshape(*x.shape[:2], -1))
             if rule == "residual_feature":
                 other = _mean(_difference(tensors["f"], tensors["f_hat"]).reshape(len(x), 1, -1))
-            else:
+                value = (1 - weight) * value + weight * other
+            elif rule == "residual_logit":
                 other = softplus_reference(-tensors["logit"].astype(np.float64))
-            scores = ((1 - weight) * residual + weight * other).astype(np.float32)
+                value = (1 - weight) * value + weight * other
+            scores = value.astype(np.float32)
         if views == 1:
             return scores
         of_frames = scores.reshape(-1, views)

@@ -114,7 +114,7 @@ Call start_prepare(const Case& from, Lane& lane) {
 
 Call start_score(const Case& from, Lane& lane) {
   Call call{&from, {}, {}};
-  ScoreSpec spec{choice<ScoreRule>(from, "rule", {"residual_feature", "residual_logit", "logit"})};
+  ScoreSpec spec{choice<ScoreRule>(from, "rule", {"residual", "residual_feature", "residual_logit", "logit"})};
   spec.weight = from.numbers("weight").at(0);
   spec.half = from.integer("half");
   spec.views = static_cast<int>(from.integer("views"));

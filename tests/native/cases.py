@@ -363,7 +363,7 @@ SCORE_ROWS = (
             map=map_,
             weight=0.25,
         )
-        for rule in ("residual_feature", "residual_logit")
+        for rule in ("residual", "residual_feature", "residual_logit")
         for half in (False, True)
         for map_ in (False, True)
     ),
@@ -385,6 +385,8 @@ SCORE_ROWS = (
     ScoreRow("weight_1", weight=1.0),
     ScoreRow("nan", images=16, views=2, pixels=300, values=(np.nan,)),
     ScoreRow("infinities", images=4, views=2, reduce="mean", values=(np.inf, -np.inf)),
+    ScoreRow("residual_views", "residual", images=6, views=3, pixels=400, reduce="mean"),
+    ScoreRow("residual_nan", "residual", images=4, views=2, pixels=300, values=(np.nan,)),
     ScoreRow("nan_half", "residual_logit", images=3, half=True, values=(np.nan, np.inf)),
     ScoreRow("extremes", values=(3e38, 1e-45, -3e38, -0.0)),
     ScoreRow("subnormal_half", half=True, values=(6e-8, 65504.0, -65504.0, 1e-5)),
@@ -407,7 +409,7 @@ def score_cases(rows: Iterable[ScoreRow]) -> Iterator[Case]:
             given = {name: noise(row.images, row.channels, 1, row.pixels) for name in ("x", "x_hat")}
         if row.rule == "residual_feature":
             given |= {name: noise(row.images, row.features) for name in ("f", "f_hat")}
-        else:
+        if row.rule in ("residual_logit", "logit"):
             given["logit"] = noise(row.images)
         expected = {
             "scores": score_reference(row.rule, given, weight=row.weight, views=row.views, reduce=row.reduce),

@@ -174,6 +174,13 @@ void score_refuses_what_does_not_fit() {
     r.spec.rule = ScoreRule::residual_logit;
     r.tensors.logit = nullptr;
   }));
+  const auto residual_alone = [](Residual& r) {
+    r.spec.rule = ScoreRule::residual;
+    r.tensors.f = r.tensors.f_hat = r.tensors.logit = nullptr;
+    r.tensors.features = 0;
+  };
+  EXPECT(!score_refused(residual_alone));
+  EXPECT(score_refused([&](Residual& r) { residual_alone(r), r.tensors.x_hat = nullptr; }));
 }
 
 void smooth_map_refuses_what_is_no_region() {
