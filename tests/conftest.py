@@ -83,6 +83,29 @@ def detector(bundle_path: Path, engine_cache: Path) -> Iterator[kizu.Detector]:
         yield loaded
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: the networks of these tests are too small to share out."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def in_double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Torch in double precision: Adam takes a gradient's sign at first, and rounding decides the sign of a tiny one."""
+    import torch
+
+    before = torch.get_default_dtype()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture(scope="session")
 def cuda() -> None:
     """A CUDA device, or a skip that says why; under KIZU_REQUIRE_GPU=1 a failure."""
