@@ -1,4 +1,4 @@
-"""The bi-directional GANs against the paper: equations 6 to 16, algorithm 1, both discriminators, the scores' outputs."""
+"""The bi-directional GANs against the paper: equations 6 to 16, algorithm 1, both discriminators, what is scored."""
 
 from __future__ import annotations
 

@@ -56,7 +56,11 @@ class _Outputs(nn.Module):
 
 
 def fp32(module: nn.Module, channels: int, height: int, width: int) -> onnx.ModelProto:
-    """The ONNX graph of an export module: input ``x`` (batch, channels, height, width), outputs by their names."""
+    """The ONNX graph of an export module: input ``x`` (batch, channels, height, width), outputs by their names.
+
+    Raises:
+        ExportError: the module's graph would take one size of batch alone.
+    """
     module = module.eval()
     example = torch.zeros(2, channels, height, width)
     with torch.no_grad():
@@ -75,6 +79,11 @@ def fp32(module: nn.Module, channels: int, height: int, width: int) -> onnx.Mode
     if program is None:
         raise ExportError("torch returned no ONNX program")
     model: onnx.ModelProto = program.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        if not value.type.tensor_type.shape.dim[0].dim_param:
+            raise ExportError(
+                f"torch fixed the batch of {value.name} to its example's: something in forward depends on it"
+            )
     for node in model.graph.node:  # where torch's source lay is of no use on the line
         del node.metadata_props[:]
         node.doc_string = ""

@@ -181,7 +181,7 @@ def score_outputs(
         logit, _ = discriminator(x, z)
         return {"x_hat": x_hat, "logit": logit}
     _, features = discriminator(torch.cat([x, x_hat]), torch.cat([z, z]))
-    f, f_hat = features.chunk(2)
+    f, f_hat = features.unflatten(0, (2, -1)).unbind()  # chunk would fix the exported graph's batch
     return {"x_hat": x_hat, "f": f, "f_hat": f_hat}
 
 

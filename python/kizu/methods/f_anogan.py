@@ -185,7 +185,8 @@ class FAnogan(Method):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Of prepared images (N, C, H, W): ``x_hat`` = G(E(x)), ``f`` and ``f_hat``, the critic's features."""
         x_hat = self.pool(self.generator(self.encoder(x)))
-        f, f_hat = self.critic(torch.cat([x, x_hat]))[1].chunk(2)
+        features = self.critic(torch.cat([x, x_hat]))[1]
+        f, f_hat = features.unflatten(0, (2, -1)).unbind()  # chunk would fix the exported graph's batch
         return {"x_hat": x_hat, "f": f, "f_hat": f_hat}
 
 
