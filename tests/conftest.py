@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 import kizu
 from helpers import Trained, make_parts, part
 from kizu import _core
-from rows import METHODS
+from rows import METHODS, MethodRow
 
 
-def _make(folder: Path, *, color: bool) -> Trained:
+def _make(folder: Path, *, color: bool, row: MethodRow = METHODS[0]) -> Trained:
     from kizu.export import export
     from kizu.settings import TrainingSettings
     from kizu.training import train
 
-    row = METHODS[0]
     made = Trained(make_parts(folder / "parts", color=color, good=120, bad=12), folder / "run", folder / "part.kizu")
     settings = TrainingSettings(
         data=str(made.data),
@@ -49,6 +48,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def mono_trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Grey parts, the run and the bundle."""
     return _make(tmp_path_factory.mktemp("mono"), color=False)
+
+
+@pytest.fixture(scope="session", params=METHODS, ids=lambda row: row.id)
+def of_each_method(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[MethodRow, Trained]:
+    """Each method's row, with colour parts, a run and a bundle of it."""
+    row: MethodRow = request.param
+    if row is METHODS[0]:
+        return row, request.getfixturevalue("trained")
+    return row, _make(tmp_path_factory.mktemp(row.name), color=True, row=row)
 
 
 @pytest.fixture(scope="session")

@@ -20,13 +20,21 @@ TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int
 
 @dataclass(frozen=True)
 class MethodRow:
-    """A method: its graph's outputs with their shapes for N images, and settings that train in a second."""
+    """A method: its graph's outputs with their shapes for N colour images, and settings that train in a second.
+
+    A method whose settings change its graph has a row for each graph.
+    """
 
     name: str
     scoring: str
     outputs: Mapping[str, tuple[str | int, ...]]
     config: Mapping[str, Any]
     size: int = 32
+    variant: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}, {self.variant}" if self.variant else self.name
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,40 @@ def _map(
     return maps
 
 
+IMAGE = ("N", 3, 32, 32)
+DEEPEST = ("N", 32, 4, 4)  # after three halvings: 8, 16, 32 channels
+
 METHODS = (
     MethodRow(
         name="algan_image",
         scoring="logit",
         outputs={"logit": ("N",)},
         config={"width": 8, "latent_dim": 16, "lr_g": 1e-3, "lr_d": 1e-3},
+    ),
+    MethodRow(
+        name="autoencoder",
+        scoring="residual",
+        outputs={"x_hat": IMAGE},
+        config={"width": 8, "latent_dim": 16, "lr": 2e-3},
+    ),
+    MethodRow(
+        name="bigan",
+        scoring="residual_feature",
+        outputs={"x_hat": IMAGE, "f": DEEPEST, "f_hat": DEEPEST},
+        config={"width": 8, "latent_dim": 16, "lr": 1e-3},
+    ),
+    MethodRow(
+        name="bigan",
+        variant="concatenation by its logit",
+        scoring="residual_logit",
+        outputs={"x_hat": IMAGE, "logit": ("N",)},
+        config={"width": 8, "latent_dim": 16, "lr": 1e-3, "conditioning": "concat", "score": "cross_entropy"},
+    ),
+    MethodRow(
+        name="f_anogan",
+        scoring="residual_feature",
+        outputs={"x_hat": IMAGE, "f": DEEPEST, "f_hat": DEEPEST},
+        config={"width": 8, "latent_dim": 16, "lr": 1e-3, "lr_e": 2e-3, "gan_epochs": 2, "n_critic": 2},
     ),
 )
 
