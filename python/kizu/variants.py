@@ -143,7 +143,10 @@ def _halve(tensor: onnx.TensorProto) -> None:
 
 
 def int8(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> onnx.ModelProto:
-    """The graph with every convolution reading int8: symmetric QDQ, weights a channel, biases left as they are.
+    """The graph with convolutions reading int8: symmetric QDQ, weights a channel, biases left as they are.
+
+    A convolution of a concatenation is left as it is: OpenVINO 2026.4 quantises each of the concatenated tensors by
+    itself, to unsigned integers, and then convolves them as if their zero point were 0.
 
     Args:
         model: the fp32 graph.
@@ -151,6 +154,7 @@ def int8(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> onnx.ModelProto
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+    concatenated = {name for node in model.graph.node if node.op_type == "Concat" for name in node.output}
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, source)
@@ -160,6 +164,7 @@ def int8(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> onnx.ModelProto
             _Reader(iter(inputs)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "ConvTranspose"],
+            nodes_to_exclude=[node.name for node in model.graph.node if concatenated & set(node.input)],
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
