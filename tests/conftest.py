@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,26 +40,21 @@ def _make(folder: Path, *, color: bool, row: MethodRow = METHODS[0]) -> Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def train_method(tmp_path_factory: pytest.TempPathFactory) -> Callable[[MethodRow], Trained]:
+    """Of a method's row: colour parts, a run and a bundle, made once."""
+    return functools.cache(lambda row: _make(tmp_path_factory.mktemp(row.name), color=True, row=row))
+
+
+@pytest.fixture(scope="session")
+def trained(train_method: Callable[[MethodRow], Trained]) -> Trained:
     """Colour parts, the run and the bundle."""
-    return _make(tmp_path_factory.mktemp("color"), color=True)
+    return train_method(METHODS[0])
 
 
 @pytest.fixture(scope="session")
 def mono_trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Grey parts, the run and the bundle."""
     return _make(tmp_path_factory.mktemp("mono"), color=False)
-
-
-@pytest.fixture(scope="session", params=METHODS, ids=lambda row: row.id)
-def of_each_method(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[MethodRow, Trained]:
-    """Each method's row, with colour parts, a run and a bundle of it."""
-    row: MethodRow = request.param
-    if row is METHODS[0]:
-        return row, request.getfixturevalue("trained")
-    return row, _make(tmp_path_factory.mktemp(row.name), color=True, row=row)
 
 
 @pytest.fixture(scope="session")

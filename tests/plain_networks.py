@@ -123,7 +123,7 @@ class PlainD(PlainNetwork):
         return x
 
     def __call__(self, x: Tensor) -> Tensor:
-        return functional.conv2d(self.features(x), *self.weights[-2:]).flatten()
+        return functional.conv2d(self.features(x), self.weights[-2], self.weights[-1]).flatten()
 
 
 class PlainJointD(PlainNetwork):
@@ -143,7 +143,8 @@ class PlainJointD(PlainNetwork):
             x = leaky(self.norm(i, x, next(rest), next(rest)))
         assert x.shape[2:] == (4, 4)
         if concat:
-            of_x, of_z = next(rest)[:, :, 0, 0].split([x.shape[1], z.shape[1]], 1)
+            joint = next(rest)[:, :, 0, 0]
+            of_x, of_z = joint[:, : x.shape[1]], joint[:, x.shape[1] :]
             x = torch.einsum("oc,nchw->nohw", of_x, x) + torch.einsum("oc,nc->no", of_z, z)[:, :, None, None]
             x = leaky(self.norm(halvings, x, next(rest), next(rest)))
             logits = torch.einsum("chw,nchw->n", next(rest)[0], x) + next(rest)

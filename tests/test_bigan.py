@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kizu import variants
 from kizu.errors import TrainingError
 from kizu.layers.joint import JointDiscriminator
 from kizu.layers.spectral import SpectralConv2d
@@ -231,7 +233,7 @@ def weight_of(layer: Any) -> Floats:
 
 
 def test_projection_is_equation_13() -> None:
-    d = lived_in(make(conditioning="projection")).discriminator.eval()
+    d: Any = lived_in(make(conditioning="projection")).discriminator.eval()
     x, z = real_images(5, RGB), torch.randn(5, 8)
     with torch.no_grad():
         logits, f = d(x, z)
@@ -243,7 +245,7 @@ def test_projection_is_equation_13() -> None:
 
 
 def test_concat_sees_the_latent_at_every_position() -> None:
-    d = lived_in(make(conditioning="concat")).discriminator.eval()
+    d: Any = lived_in(make(conditioning="concat")).discriminator.eval()
     x, z = real_images(5, RGB), torch.randn(5, 8)
     with torch.no_grad():
         logits, f = d(x, z)
@@ -296,6 +298,36 @@ def test_every_size_builds(size: int, conditioning: Any, color: Any) -> None:
         assert outputs["x_hat"].shape == (2, spec.own_channels, size, size)
         assert float(outputs["x_hat"].abs().max()) <= 1
         assert outputs["f"].shape[2:] == (4, 4)
+
+
+def test_the_sum_over_positions_is_far_from_the_end_of_float16() -> None:
+    """At the largest size, of pictures such as no training has seen. Sums have 4x4 terms at every size."""
+    spec = PrepareSpec(size=(512, 512), pool=False)
+    torch.manual_seed(0)
+    method = Bigan.create(spec, BiganConfig(width=8, latent_dim=16, score="cross_entropy")).train()
+    y, x = torch.meshgrid(torch.linspace(-3, 3, 512), torch.linspace(-3, 3, 512), indexing="ij")
+    smooth = [0.6 * torch.exp(-((x - i / 9) ** 2) - y**2) - 0.3 for i in range(4)]
+    good = torch.stack(smooth)[:, None].expand(-1, 3, -1, -1)
+    for norm in (module for module in method.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.momentum = 1.0
+    with torch.no_grad():  # statistics of smooth pictures, whose small details a batch norm amplifies
+        method.discriminator(good, method.encoder(good))
+        method.generator(torch.randn(4, 16))
+    board = (torch.arange(512)[:, None] + torch.arange(512)) % 2 * 2.0 - 1
+    noise = torch.randn(1, 3, 512, 512).sign()
+    ones = torch.ones(1, 3, 512, 512)
+    images = torch.cat([good[:1], -ones, ones, noise, board.expand(1, 3, -1, -1)])
+    module: Any = method.export_module().eval()
+    with torch.no_grad():
+        logits = module(images)["logit"].numpy()
+        sums = module.discriminator.phi(images).sum((2, 3)).abs().amax(1)
+    assert float(sums[0]) < float(sums[1:].max()) < 65504 / 100
+    graph = variants.fp32(module, 3, 512, 512)
+    for model, tolerance in ((graph, 1e-4), (variants.fp16(graph), 1e-2)):
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        (found,) = session.run(["logit"], {"x": images.numpy()})
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found, logits, rtol=tolerance, atol=tolerance)
 
 
 # --- What is exported and scored ---

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def test_there_is_a_row_for_every_engine_and_method() -> None:
 class Expected:
     """Five inputs of a method, torch's scores of them at the epoch that was exported, and the unit of tolerances."""
 
+    row: MethodRow
     manifest: Manifest
     graphs: dict[str, Path]
     inputs: NDArray[np.float32]
@@ -93,14 +94,19 @@ class Expected:
         return scores
 
 
-@pytest.fixture(scope="module")
-def each(of_each_method: tuple[MethodRow, Trained], tmp_path_factory: pytest.TempPathFactory) -> Expected:
+@pytest.fixture(scope="module", params=METHODS, ids=lambda row: row.id)
+def each(
+    request: pytest.FixtureRequest,
+    train_method: Callable[[MethodRow], Trained],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Expected:
     import torch
 
     from kizu.run_folder import load_file
     from kizu.settings import epoch_file
 
-    row, trained = of_each_method
+    row: MethodRow = request.param
+    trained = train_method(row)
     bundle = Bundle.open(trained.bundle)
     manifest = bundle.manifest
     rng = np.random.default_rng(5)
@@ -111,34 +117,33 @@ def each(of_each_method: tuple[MethodRow, Trained], tmp_path_factory: pytest.Tem
     with torch.no_grad():
         outputs = module.eval()(torch.from_numpy(inputs))
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
-        name: (5, *shape[1:]) for name, shape in row.outputs.items()
+        name: (5, *shape) for name, shape in row.outputs.items()
     }
     folder = tmp_path_factory.mktemp("graphs")
     graphs = {name: folder / f"{name}.onnx" for name in manifest.graphs}
     for name, path in graphs.items():
         path.write_bytes(bundle.graph(name))
     unit = float(np.std(manifest.calibration.scores["fp32"]))
-    made = Expected(manifest, graphs, inputs, np.empty(0, np.float32), unit)
-    return replace(made, scores=made.score(inputs, {name: value.contiguous().numpy() for name, value in outputs.items()}))
+    made = Expected(row, manifest, graphs, inputs, np.empty(0, np.float32), unit)
+    return replace(
+        made, scores=made.score(inputs, {name: value.contiguous().numpy() for name, value in outputs.items()})
+    )
 
 
-def test_a_methods_graphs_have_the_rows_outputs(of_each_method: tuple[MethodRow, Trained], each: Expected) -> None:
+def test_a_methods_graphs_have_the_rows_outputs(each: Expected) -> None:
     import onnx
 
-    row, _ = of_each_method
-    assert each.manifest.scoring == row.scoring
+    assert each.manifest.scoring == each.row.scoring
     assert set(each.graphs) == {"fp32", "fp16", "int8", "int8+fp16"}  # none was left out
     for path in each.graphs.values():
         graph = onnx.load(path).graph
-        assert [value.name for value in graph.output] == list(row.outputs)
+        assert [value.name for value in graph.output] == list(each.row.outputs)
         assert [value.name for value in graph.input] == ["x"]
 
 
 @pytest.mark.parametrize(("engine_row", "precision"), EACH_PRECISION, ids=lambda value: getattr(value, "name", value))
-def test_it_computes_what_torch_computes(
-    of_each_method: tuple[MethodRow, Trained], each: Expected, engine_row: EngineRow, precision: str, tmp_path: Path
-) -> None:
-    row, _ = of_each_method
+def test_it_computes_what_torch_computes(each: Expected, engine_row: EngineRow, precision: str, tmp_path: Path) -> None:
+    row = each.row
     engine = supported(engine_row, precision)
     options = BuildOptions(precision, threads=2, max_batch=5)
     engine.build(each.graphs[engine.variants[precision]], tmp_path / "engine", options)
@@ -149,11 +154,11 @@ def test_it_computes_what_torch_computes(
         ]
         # How an engine tells the other sides differs: OpenVINO leaves some free that cannot be.
         assert [(y.name, len(y.shape), y.shape[0], y.dtype) for y in one.outputs] == [
-            (name, len(shape), None, "float32") for name, shape in row.outputs.items()
+            (name, 1 + len(shape), None, "float32") for name, shape in row.outputs.items()
         ]
         for n in (1, 2, 3, 4, 5, 2):
             x = np.empty((n, *each.inputs.shape[1:]), np.float32)
-            outputs = {name: np.empty((n, *shape[1:]), np.float32) for name, shape in row.outputs.items()}
+            outputs = {name: np.empty((n, *shape), np.float32) for name, shape in row.outputs.items()}
             runner = one.bind({"x": x}, outputs)
             for first in range(5 - n + 1):
                 x[:] = each.inputs[first : first + n]  # into the bound memory; the engine must read it anew

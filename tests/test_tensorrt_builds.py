@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from onnx import TensorProto, helper, version_converter
 
 from graphs import residual_graph
-from helpers import digest, python_output, without
+from helpers import Trained, digest, python_output, without
 from kizu import Bundle, EngineError, engine_file, variants
 from kizu.engine import BuildOptions, TensorSpec
 from kizu.engines.tensorrt import TensorRt, TensorRtRtx
@@ -52,24 +52,24 @@ def in_every_variant(fp32: onnx.ModelProto, shape: tuple[int, int, int]) -> Grap
     return {"fp32": fp32, "fp16": variants.fp16(fp32), "int8": int8, "int8+fp16": variants.fp16(int8)}
 
 
-def untrained(row: MethodRow, config: Mapping[str, Any], size: int) -> Graphs:
+def untrained(config: Mapping[str, Any], size: int) -> Graphs:
     torch.manual_seed(0)
-    method = get(row.name)
-    spec = PrepareSpec(size=(size, size), pool=method.pools)
+    spec, method = PrepareSpec(size=(size, size)), get(METHODS[0].name)
     module = method.create(spec, method.config_type(**config)).export_module()
     return in_every_variant(variants.fp32(module, spec.channels, size, size), (spec.channels, size, size))
 
 
 @pytest.fixture(scope="module")
-def models(bundle_path: Path) -> Mapping[str, Graphs]:
-    """Each model's graph in every variant; the first method's as its bundle has them."""
-    bundle = Bundle.open(bundle_path)
-    made: dict[str, Graphs] = {row.id: untrained(row, row.config, row.size) for row in list(METHODS)[1:]}
-    made[METHODS[0].id] = {name: onnx.load_from_string(bundle.graph(name)) for name in bundle.manifest.graphs}
+def models(train_method: Callable[[MethodRow], Trained]) -> Mapping[str, Graphs]:
+    """Each model's graph in every variant; those of the rows as their bundles have them."""
+    made: dict[str, Graphs] = {}
+    for row in METHODS:
+        bundle = Bundle.open(train_method(row).bundle)
+        made[row.id] = {name: onnx.load_from_string(bundle.graph(name)) for name in bundle.manifest.graphs}
     residual = version_converter.convert_version(onnx.load_from_string(residual_graph()), variants.OPSET)
     made["residual"] = in_every_variant(residual, (5, 32, 32))
-    made[STANDARDISED] = untrained(METHODS[0], {**METHODS[0].config, "standardise": True}, 64)
-    made[LARGE] = untrained(METHODS[0], {}, 256)
+    made[STANDARDISED] = untrained({**METHODS[0].config, "standardise": True}, 64)
+    made[LARGE] = untrained({}, 256)
     return made
 
 
