@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 import kizu
 from helpers import Trained, make_parts, part, without
 from kizu import _core
-from rows import METHODS
+from rows import METHODS, MethodRow
 
 
-def _make(folder: Path, *, color: bool) -> Trained:
+def _make(folder: Path, *, color: bool, row: MethodRow = METHODS[0]) -> Trained:
     for package in ("torch", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             without(f"no bundle can be trained: {package} is not installed (pip install 'kizu[train]')")
@@ -25,7 +26,6 @@ def _make(folder: Path, *, color: bool) -> Trained:
     from kizu.settings import TrainingSettings
     from kizu.training import train
 
-    row = METHODS[0]
     made = Trained(make_parts(folder / "parts", color=color, good=120, bad=12), folder / "run", folder / "part.kizu")
     settings = TrainingSettings(
         data=str(made.data),
@@ -44,9 +44,15 @@ def _make(folder: Path, *, color: bool) -> Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def train_method(tmp_path_factory: pytest.TempPathFactory) -> Callable[[MethodRow], Trained]:
+    """Of a method's row: colour parts, a run and a bundle, made once."""
+    return functools.cache(lambda row: _make(tmp_path_factory.mktemp(row.name), color=True, row=row))
+
+
+@pytest.fixture(scope="session")
+def trained(train_method: Callable[[MethodRow], Trained]) -> Trained:
     """Colour parts, the run and the bundle."""
-    return _make(tmp_path_factory.mktemp("color"), color=True)
+    return train_method(METHODS[0])
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +91,29 @@ def detector(bundle_path: Path, engine_cache: Path) -> Iterator[kizu.Detector]:
     """A detector of colour frames in fp32 that no test may close."""
     with kizu.load(bundle_path, precision="fp32", threads=2, max_batch=4, cache=engine_cache) as loaded:
         yield loaded
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: the networks of these tests are too small to share out."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def in_double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Torch in double precision: Adam takes a gradient's sign at first, and rounding decides the sign of a tiny one."""
+    import torch
+
+    before = torch.get_default_dtype()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture(scope="session")

@@ -18,15 +18,23 @@ from kizu import heat_map, heat_map_reference, prepare, prepare_reference, scori
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int8+fp16": 0.25}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MethodRow:
-    """A method: its graph's outputs with their shapes for N images, and settings that train in a second."""
+    """A method: its graph's outputs with their shapes for a colour image, and settings that train in a second.
+
+    A method whose settings change its graph has a row for each graph.
+    """
 
     name: str
     scoring: str
-    outputs: Mapping[str, tuple[str | int, ...]]
+    outputs: Mapping[str, tuple[int, ...]]
     config: Mapping[str, Any]
     size: int = 32
+    variant: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}, {self.variant}" if self.variant else self.name
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,40 @@ def _map(
     return maps
 
 
+IMAGE = (3, 32, 32)
+DEEPEST = (32, 4, 4)  # after three halvings: 8, 16, 32 channels
+
 METHODS = (
     MethodRow(
         name="algan_image",
         scoring="logit",
-        outputs={"logit": ("N",)},
+        outputs={"logit": ()},
         config={"width": 8, "latent_dim": 16, "lr_g": 1e-3, "lr_d": 1e-3},
+    ),
+    MethodRow(
+        name="autoencoder",
+        scoring="residual",
+        outputs={"x_hat": IMAGE},
+        config={"width": 8, "latent_dim": 16, "lr": 2e-3},
+    ),
+    MethodRow(
+        name="bigan",
+        scoring="residual_feature",
+        outputs={"x_hat": IMAGE, "f": DEEPEST, "f_hat": DEEPEST},
+        config={"width": 8, "latent_dim": 16, "lr": 1e-3},
+    ),
+    MethodRow(
+        name="bigan",
+        variant="concatenation by its logit",
+        scoring="residual_logit",
+        outputs={"x_hat": IMAGE, "logit": ()},
+        config={"width": 8, "latent_dim": 16, "lr": 1e-3, "conditioning": "concat", "score": "cross_entropy"},
+    ),
+    MethodRow(
+        name="f_anogan",
+        scoring="residual_feature",
+        outputs={"x_hat": IMAGE, "f": DEEPEST, "f_hat": DEEPEST},
+        config={"width": 8, "latent_dim": 16, "lr": 1e-3, "lr_e": 2e-3, "gan_epochs": 2, "n_critic": 2},
     ),
 )
 

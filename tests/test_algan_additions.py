@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,10 @@ from kizu.method import TrainingState, available, get
 from kizu.methods.algan_image import AlganImage, AlganImageConfig
 from kizu.prepare import PrepareSpec
 from kizu.settings import TrainingSettings, preset
-from test_algan_image import make, real_images, run, state_of
+from plain_networks import real_images
+from test_algan_image import make, run, state_of
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- Pasted patches ---

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kizu.errors import TrainingError
 from kizu.layers.dcgan import Discriminator, Generator, stage_widths
@@ -22,18 +20,14 @@ from kizu.layers.pooling import ChannelPool
 from kizu.method import TrainingState
 from kizu.methods.algan_image import AlganImage, AlganImageConfig, discriminator_loss, generator_loss
 from kizu.prepare import PrepareSpec, prepare
+from plain_networks import PlainAdam, PlainD, PlainG, real_images
 
 RGB = PrepareSpec(size=(32, 32))
 MONO = PrepareSpec(size=(32, 32), color="mono")
 Floats = NDArray[np.float64]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # these networks are too small to share out
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(spec: PrepareSpec = RGB, *, batches: int = 2, batch_size: int = 8, seed: int = 0, **config: Any) -> AlganImage:
@@ -46,12 +40,6 @@ def make(spec: PrepareSpec = RGB, *, batches: int = 2, batch_size: int = 8, seed
 def state_of(method: AlganImage, *, seed: int = 0, autocast: bool = False) -> TrainingState:
     generator = torch.Generator().manual_seed(seed)
     return TrainingState(1, 0, method.optimizers(), generator, autocast)
-
-
-def real_images(n: int = 8, spec: PrepareSpec = RGB, seed: int = 1) -> Tensor:
-    rng = np.random.default_rng(seed)
-    frames = rng.integers(0, 256, (n, *spec.size, spec.own_channels), np.uint8)
-    return torch.from_numpy(np.stack([prepare(frame, spec) for frame in frames]))
 
 
 def run(method: AlganImage, state: TrainingState, places: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
@@ -125,108 +113,19 @@ def test_at_the_ends_of_alpha_one_kind_of_fake_is_all(alpha: float, left: str) -
 # --- Algorithm 1 against a plain implementation ---
 
 
-class PlainG:
-    """G from its weights alone: transposed convolutions, batch norm written out, ReLU, tanh."""
-
-    def __init__(self, generator: Generator) -> None:
-        layers = list(generator.layers)
-        self.convolutions = [layer for layer in layers if isinstance(layer, nn.ConvTranspose2d)]
-        norms: list[Any] = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
-        self.weights = [leaf(layer.weight) for layer in self.convolutions]
-        self.bias = leaf(self.convolutions[-1].bias)
-        self.scales, self.shifts = [leaf(n.weight) for n in norms], [leaf(n.bias) for n in norms]
-        self.means, self.variances = [n.running_mean.clone() for n in norms], [n.running_var.clone() for n in norms]
-        self.parameters = [*self.weights, self.bias, *self.scales, *self.shifts]
-
-    def __call__(self, z: Tensor, *, batch_statistics: bool, track: bool) -> Tensor:
-        x = z[:, :, None, None]
-        for i, weight in enumerate(self.weights[:-1]):
-            x = functional.conv_transpose2d(x, weight, stride=1 if i == 0 else 2, padding=0 if i == 0 else 1)
-            mean, variance = self.means[i], self.variances[i]
-            if batch_statistics:
-                mean = x.mean((0, 2, 3))
-                variance = ((x - mean[:, None, None]) ** 2).mean((0, 2, 3))
-            if track:
-                n = x.numel() / x.shape[1]
-                self.means[i] = 0.9 * self.means[i] + 0.1 * mean.detach()
-                self.variances[i] = 0.9 * self.variances[i] + 0.1 * variance.detach() * n / (n - 1)
-            x = (x - mean[:, None, None]) / torch.sqrt(variance[:, None, None] + 1e-5)
-            x = torch.relu(x * self.scales[i][:, None, None] + self.shifts[i][:, None, None])
-        return torch.tanh(functional.conv_transpose2d(x, self.weights[-1], self.bias, stride=2, padding=1))
+def pooled(own: Tensor) -> Tensor:
+    """Images of the own channels in [-1, 1] with their maximum and mean appended."""
+    return torch.cat([own, own.max(1, keepdim=True).values, own.mean(1, keepdim=True)], 1)
 
 
-class PlainD:
-    """D from its weights alone, with spectral normalisation written out.
-
-    ``iterate`` takes one power iteration and holds the normalised weights for all passes until the next. So the count
-    of power iterations, which is part of the algorithm's state, is one an update (of D, and of G through D), however
-    many passes an update makes: real, fake and buffered images are told apart here in passes of their own.
-    """
-
-    def __init__(self, discriminator: Discriminator) -> None:
-        layers: list[Any] = [layer for layer in discriminator.layers if isinstance(layer, nn.Conv2d)]
-        self.weights = [leaf(layer.weight) for layer in layers]
-        self.biases = [leaf(layer.bias) for layer in layers]
-        self.left = [layer.u.clone() for layer in layers]
-        self.right = [layer.v.view(4, 4, -1).permute(2, 0, 1).flatten() for layer in layers]
-        self.parameters = [*self.weights, *self.biases]
-        self.normalised: list[Tensor] = []
-
-    def iterate(self) -> None:
-        self.normalised = []
-        for i, weight in enumerate(self.weights):
-            matrix = weight.flatten(1)
-            with torch.no_grad():
-                left = matrix @ self.right[i]
-                self.left[i] = left / left.norm()
-                right = matrix.T @ self.left[i]
-                self.right[i] = right / right.norm()
-            self.normalised.append(weight / (self.left[i] @ matrix @ self.right[i]))
-
-    def __call__(self, own: Tensor) -> Tensor:
-        """Logits of images of the own channels in [-1, 1]; maximum and mean are appended here."""
-        x = torch.cat([own, own.max(1, keepdim=True).values, own.mean(1, keepdim=True)], 1)
-        for weight, bias in zip(self.normalised[:-1], self.biases[:-1], strict=True):
-            x = functional.conv2d(x, weight, bias, stride=2, padding=1)
-            x = torch.where(x > 0, x, 0.2 * x)
-        return functional.conv2d(x, self.normalised[-1], self.biases[-1]).flatten()
-
-
-class PlainAdam:
-    """Adam (Kingma and Ba, algorithm 1), written out."""
-
-    def __init__(self, parameters: list[Tensor], rate: float, beta1: float, beta2: float) -> None:
-        self.parameters, self.rate, self.betas, self.t = parameters, rate, (beta1, beta2), 0
-        self.first = [torch.zeros_like(p) for p in parameters]
-        self.second = [torch.zeros_like(p) for p in parameters]
-
-    def step(self, loss: Tensor) -> None:
-        gradients = torch.autograd.grad(loss, self.parameters)
-        (b1, b2), self.t = self.betas, self.t + 1
-        with torch.no_grad():
-            for p, g, m, v in zip(self.parameters, gradients, self.first, self.second, strict=True):
-                m.copy_(b1 * m + (1 - b1) * g)
-                v.copy_(b2 * v + (1 - b2) * g**2)
-                p -= self.rate * (m / (1 - b1**self.t)) / (torch.sqrt(v / (1 - b2**self.t)) + 1e-8)
-
-
-def leaf(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor.detach().clone().requires_grad_()
-
-
+@pytest.mark.usefixtures("in_double")
 @pytest.mark.parametrize("mode", ["mixed", "running"])
-def test_training_steps_are_algorithm_1(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_steps_are_algorithm_1(mode: str) -> None:
     alpha, xi, sigma, batch_size = 0.75, 0.6, 4.0, 8
     method = make(alpha=alpha, xi=xi, sigma=sigma, n_dis=2, fake_batch_norm=mode, beta1=0.3, batch_size=batch_size)
-    for part in (method.generator, method.discriminator, method.pool):
-        part.double()
-    # All in double precision: Adam takes a gradient's sign at first, and rounding decides the sign of a tiny one.
-    monkeypatch.setattr(Tensor, "float", Tensor.double)
-    method.z_d, method.z_g = method.z_d.double(), method.z_g.double()
     with torch.no_grad():  # untrained statistics would make all fakes equal to within rounding
         for _ in range(30):
-            method.generator(torch.randn(8, 8).double())
+            method.generator(torch.randn(8, 8))
     g, d = PlainG(method.generator), PlainD(method.discriminator)
     adam_g, adam_d = PlainAdam(g.parameters, 2e-4, 0.3, 0.9), PlainAdam(d.parameters, 1e-4, 0.3, 0.9)
 
@@ -245,41 +144,27 @@ def test_training_steps_are_algorithm_1(mode: str, monkeypatch: pytest.MonkeyPat
         state.epoch, state.batch_index = epoch, j
         drawn.clear()
         losses = method.training_step(x, state)
-        z_d, z_g = method.z_d[j].double(), method.z_g[j].double()
+        z_d, z_g = method.z_d[j], method.z_g[j]
         assert len(drawn) == (0 if epoch == 1 else 2)
         for k in range(2):  # lines 8 to 17
             with torch.no_grad():
                 x_fake = g(z_d, batch_statistics=mode == "mixed", track=False)
             d.iterate()
-            loss_d = -torch.log(torch.sigmoid(d(x[:, :3]))).mean()
+            loss_d = -torch.log(torch.sigmoid(d(pooled(x[:, :3])))).mean()
             for weight, kind in ((alpha, slice(0, n)), (1 - alpha, slice(n, None))):
-                loss_d = loss_d - weight * xi * torch.log(1 - torch.sigmoid(d(x_fake[kind]))).mean()
+                loss_d = loss_d - weight * xi * torch.log(1 - torch.sigmoid(d(pooled(x_fake[kind])))).mean()
                 if epoch > 1:
                     old = drawn[k][kind].double()
-                    loss_d = loss_d - weight * (1 - xi) * torch.log(1 - torch.sigmoid(d(old))).mean()
+                    loss_d = loss_d - weight * (1 - xi) * torch.log(1 - torch.sigmoid(d(pooled(old)))).mean()
             adam_d.step(loss_d)
         d.iterate()
-        loss_g = torch.log(1 - torch.sigmoid(d(g(z_g, batch_statistics=True, track=True)))).mean()
+        loss_g = torch.log(1 - torch.sigmoid(d(pooled(g(z_g))))).mean()
         adam_g.step(loss_g)
         assert float(losses["loss_D"]) == pytest.approx(float(loss_d.detach()), rel=1e-7)
         assert float(losses["loss_G"]) == pytest.approx(float(loss_g.detach()), rel=1e-7)
 
-    plain = copy.deepcopy(method)
-    with torch.no_grad():  # a step moves a weight by about 1e-4
-        for mine, layer in zip(g.weights, g.convolutions, strict=True):
-            torch.testing.assert_close(layer.weight.detach(), mine.detach(), rtol=0, atol=1e-8)
-        after = PlainD(plain.discriminator)
-        for one, other in zip(after.parameters, d.parameters, strict=True):
-            torch.testing.assert_close(one.detach(), other.detach(), rtol=0, atol=1e-8)
-        for one, other in zip(after.left, d.left, strict=True):  # as many power iterations
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
-        norms: list[Any] = [layer for layer in method.generator.layers if isinstance(layer, nn.BatchNorm2d)]
-        for i, norm in enumerate(norms):
-            torch.testing.assert_close(norm.weight.detach(), g.scales[i].detach(), rtol=0, atol=1e-8)
-            torch.testing.assert_close(norm.bias.detach(), g.shifts[i].detach(), rtol=0, atol=1e-8)
-            if mode == "running":  # in the other mode z_d leaves its trace too, which nothing reads
-                torch.testing.assert_close(norm.running_mean, g.means[i], rtol=1e-6, atol=1e-9)
-                torch.testing.assert_close(norm.running_var, g.variances[i], rtol=1e-6, atol=1e-9)
+    d.assert_is(method.discriminator)
+    g.assert_is(method.generator, running=mode == "running")  # else z_d leaves its trace too, which nothing reads
 
 
 def test_an_update_of_d_does_not_depend_on_the_latents_of_g_nor_the_other_way_round() -> None:

@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,17 @@ from helpers import (
     part,
     python,
     python_output,
-    read_bundle,
     supported,
 )
 from kizu import Bundle, EngineError
+from kizu.bundle import Manifest
 from kizu.engine import BuildOptions, CpuEngine, CudaEngine, choose, engines
 from kizu.method import available, get
 from kizu.prepare_reference import prepare_reference
-from rows import CUDA_ENGINES, ENGINES, METHODS, TOLERANCES, EngineRow
+from kizu.scoring import Scorer
+from rows import CUDA_ENGINES, ENGINES, METHODS, TOLERANCES, EngineRow, MethodRow
 
 BY_NAME = {row.name: row for row in ENGINES}
-METHOD = METHODS[0]
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +51,6 @@ def graphs(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def inputs(bundle_path: Path) -> NDArray[np.float32]:
     spec, rng = Bundle.open(bundle_path).manifest.prepare, np.random.default_rng(5)
     return np.stack([prepare_reference(part(rng, color=True, scratched=i > 2), spec) for i in range(5)])
-
-
-@pytest.fixture(scope="module")
-def expected(trained: Trained, bundle_path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits by torch, of the network at the epoch that was exported."""
-    import torch
-
-    from kizu.run_folder import load_file
-    from kizu.settings import epoch_file
-
-    manifest = Bundle.open(bundle_path).manifest
-    method = get(METHOD.name).create(manifest.prepare, get(METHOD.name).config_type(**METHOD.config))
-    module = method.export_module()
-    picked = load_file(epoch_file(trained.run, manifest.training["epoch_rule"]))
-    module.load_state_dict(picked["module"])
-    with torch.no_grad():
-        outputs = module.eval()(torch.from_numpy(inputs))
-    logit: NDArray[np.float32] = outputs["logit"].numpy()
-    return logit
 
 
 @pytest.fixture(params=EACH_PRECISION, ids=[f"{row.name}-{precision}" for row, precision in EACH_PRECISION])
@@ -95,46 +77,96 @@ def test_there_is_a_row_for_every_engine_and_method() -> None:
         assert tuple(sorted(engine.variants)) == tuple(sorted(row.precisions))
 
 
-@pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
-def test_a_methods_graph_has_the_rows_outputs(row: Any, bundle_path: Path, graphs: dict[str, Path]) -> None:
+@dataclass(frozen=True)
+class Expected:
+    """Five inputs of a method, torch's scores of them at the epoch that was exported, and the unit of tolerances."""
+
+    row: MethodRow
+    manifest: Manifest
+    graphs: dict[str, Path]
+    inputs: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    unit: float
+
+    def score(self, x: NDArray[np.float32], outputs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        scores = np.empty(len(x), np.float32)
+        Scorer(self.manifest.scoring, weight=self.manifest.weight)({**outputs, "x": x}, scores)
+        return scores
+
+
+@pytest.fixture(scope="module", params=METHODS, ids=lambda row: row.id)
+def each(
+    request: pytest.FixtureRequest,
+    train_method: Callable[[MethodRow], Trained],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Expected:
+    import torch
+
+    from kizu.run_folder import load_file
+    from kizu.settings import epoch_file
+
+    row: MethodRow = request.param
+    trained = train_method(row)
+    bundle = Bundle.open(trained.bundle)
+    manifest = bundle.manifest
+    rng = np.random.default_rng(5)
+    frames = [part(rng, color=True, scratched=i > 2) for i in range(5)]
+    inputs = np.stack([prepare_reference(frame, manifest.prepare) for frame in frames])
+    module = get(row.name).create(manifest.prepare, get(row.name).config_type(**row.config)).export_module()
+    module.load_state_dict(load_file(epoch_file(trained.run, manifest.training["epoch_rule"]))["module"])
+    with torch.no_grad():
+        outputs = module.eval()(torch.from_numpy(inputs))
+    assert {name: tuple(value.shape) for name, value in outputs.items()} == {
+        name: (5, *shape) for name, shape in row.outputs.items()
+    }
+    folder = tmp_path_factory.mktemp("graphs")
+    graphs = {name: folder / f"{name}.onnx" for name in manifest.graphs}
+    for name, path in graphs.items():
+        path.write_bytes(bundle.graph(name))
+    unit = float(np.std(manifest.calibration.scores["fp32"]))
+    made = Expected(row, manifest, graphs, inputs, np.empty(0, np.float32), unit)
+    return replace(
+        made, scores=made.score(inputs, {name: value.contiguous().numpy() for name, value in outputs.items()})
+    )
+
+
+def test_a_methods_graphs_have_the_rows_outputs(each: Expected) -> None:
     import onnx
 
-    assert Bundle.open(bundle_path).manifest.scoring == row.scoring == get(row.name).scoring
-    for path in graphs.values():
+    assert each.manifest.scoring == each.row.scoring
+    assert set(each.graphs) == {"fp32", "fp16", "int8", "int8+fp16"}  # none was left out
+    for path in each.graphs.values():
         graph = onnx.load(path).graph
-        assert {value.name for value in graph.output} == set(row.outputs)
+        assert [value.name for value in graph.output] == list(each.row.outputs)
         assert [value.name for value in graph.input] == ["x"]
 
 
-def test_names_and_shapes(loaded: tuple[str, CpuEngine], bundle_path: Path) -> None:
-    _, engine = loaded
-    spec = Bundle.open(bundle_path).manifest.prepare
-    (x,) = engine.inputs
-    assert (x.name, x.shape, x.dtype) == ("x", (None, spec.channels, *spec.size), "float32")
-    assert [(y.name, len(y.shape), y.shape[0], y.dtype) for y in engine.outputs] == [
-        (name, len(shape), None, "float32") for name, shape in METHOD.outputs.items()
-    ]
-
-
-def test_it_computes_what_torch_computes(
-    loaded: tuple[str, CpuEngine],
-    inputs: NDArray[np.float32],
-    expected: NDArray[np.float32],
-    bundle_path: Path,
-) -> None:
-    precision, engine = loaded
-    unit = float(np.std(read_bundle(bundle_path)[0]["calibration"]["scores"]["fp32"]))
-    assert np.ptp(expected) > 0.5 * unit  # the images differ by more than any tolerance
-    for n in (1, 2, 3, 4, 5, 2):
-        x, logit = np.empty((n, *inputs.shape[1:]), np.float32), np.full(n, np.nan, np.float32)
-        runner = engine.bind({"x": x}, {"logit": logit})
-        for first in range(5 - n + 1):
-            x[:] = inputs[first : first + n]  # into the bound memory; the engine must read it anew
-            logit.fill(np.nan)
-            runner.run()
-            np.testing.assert_array_less(
-                np.abs(logit - expected[first : first + n]), TOLERANCES[precision] * unit, err_msg=f"batch {n}"
-            )
+@pytest.mark.parametrize(("engine_row", "precision"), EACH_PRECISION, ids=lambda value: getattr(value, "name", value))
+def test_it_computes_what_torch_computes(each: Expected, engine_row: EngineRow, precision: str, tmp_path: Path) -> None:
+    row = each.row
+    engine = supported(engine_row, precision)
+    options = BuildOptions(precision, threads=2, max_batch=5)
+    engine.build(each.graphs[engine.variants[precision]], tmp_path / "engine", options)
+    assert np.ptp(each.scores) > 0.5 * each.unit  # the images differ by more than any tolerance
+    with engine(tmp_path / "engine", options) as one:
+        assert [(x.name, x.shape, x.dtype) for x in one.inputs] == [
+            ("x", (None, *each.inputs.shape[1:]), "float32"),
+        ]
+        # How an engine tells the other sides differs: OpenVINO leaves some free that cannot be.
+        assert [(y.name, len(y.shape), y.shape[0], y.dtype) for y in one.outputs] == [
+            (name, 1 + len(shape), None, "float32") for name, shape in row.outputs.items()
+        ]
+        for n in (1, 2, 3, 4, 5, 2):
+            x = np.empty((n, *each.inputs.shape[1:]), np.float32)
+            outputs = {name: np.empty((n, *shape), np.float32) for name, shape in row.outputs.items()}
+            runner = one.bind({"x": x}, outputs)
+            for first in range(5 - n + 1):
+                x[:] = each.inputs[first : first + n]  # into the bound memory; the engine must read it anew
+                for output in outputs.values():
+                    output.fill(np.nan)
+                runner.run()
+                off = np.abs(each.score(x, outputs) - each.scores[first : first + n])
+                np.testing.assert_array_less(off, TOLERANCES[precision] * each.unit, err_msg=f"batch {n}")
 
 
 def test_several_bindings_live_side_by_side(loaded: tuple[str, CpuEngine], inputs: NDArray[np.float32]) -> None:

@@ -336,6 +336,19 @@ def test_fp16_is_half_precision_inside_and_single_at_the_border(graphs: dict[str
         assert (list(casts[-1].output), casts[-1].attribute[0].i) == (["logit"], TensorProto.FLOAT)
 
 
+class Halves(nn.Module):
+    """Chunks are as many as the batch says, which torch takes from its example."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        first, second = torch.cat([x, x]).chunk(2)
+        return {"y": first + second}
+
+
+def test_a_network_that_would_take_one_batch_alone_is_not_exported() -> None:
+    with pytest.raises(ExportError, match="fixed the batch of x"):
+        variants.fp32(Halves(), 1, 4, 4)
+
+
 def test_a_weight_beyond_float16_is_an_error_that_names_it(graphs: dict[str, onnx.ModelProto]) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(graphs["fp32"])

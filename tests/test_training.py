@@ -37,6 +37,7 @@ from kizu.run_folder import load_file
 from kizu.settings import CHECKPOINT, LOG, RULES, SETTINGS, TrainingSettings, epoch_file, read_settings
 from kizu.training import Outcome, Picked, train
 from kizu.validation import Validation
+from rows import METHODS, MethodRow
 from training_helpers import TINY, Watch, differences, read_log, run_differences, tiny
 
 Image8 = NDArray[np.uint8]
@@ -125,6 +126,33 @@ def test_resume_after_a_stop_at_each_batch(data: Path, unbroken: Path, tmp_path:
         stops, resume = stops + 1, True
     assert stops >= 12
     assert run_differences(unbroken, tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("row", METHODS, ids=lambda row: row.id)
+def test_every_method_resumes_after_a_stop_at_each_batch(data: Path, tmp_path: Path, row: MethodRow) -> None:
+    chosen = tiny(data, method=row.name, config={**row.config, "width": 4}, batch_size=7)
+
+    def see(epoch: int, batch: int, values: Any) -> None:
+        if values is None:
+            signal.raise_signal(signal.SIGINT)
+
+    train(chosen, tmp_path / "unbroken")
+    resume = False
+    while not train(chosen, tmp_path / "run", resume=resume, progress=Watch(see)).finished:
+        resume = True
+    assert run_differences(tmp_path / "unbroken", tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("color", ["rgb", "mono"])
+def test_a_methods_input_has_pooled_channels_if_it_pools(data: Path, mono_data: Path, color: str) -> None:
+    for row in METHODS:
+        chosen = tiny(data if color == "rgb" else mono_data, method=row.name, config=row.config)
+        own = 3 if color == "rgb" else 1
+        spec = chosen.prepare(chosen.dataset())
+        assert spec.pool == (row.name == "algan_image" and color == "rgb")
+        assert (spec.own_channels, spec.channels) == (own, own + 2 * spec.pool)
+        with torch.no_grad():
+            assert chosen.create(spec).eval()(torch.zeros(2, spec.channels, 32, 32))
 
 
 def test_more_epochs_later_are_the_same_as_at_once(data: Path, unbroken: Path, tmp_path: Path) -> None:

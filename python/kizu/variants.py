@@ -58,7 +58,11 @@ class _Outputs(nn.Module):
 
 
 def fp32(module: nn.Module, channels: int, height: int, width: int) -> onnx.ModelProto:
-    """The ONNX graph of an export module: input ``x`` (batch, channels, height, width), outputs by their names."""
+    """The ONNX graph of an export module: input ``x`` (batch, channels, height, width), outputs by their names.
+
+    Raises:
+        ExportError: the module's graph would take one size of batch alone.
+    """
     module = module.eval()
     example = torch.zeros(2, channels, height, width)
     with torch.no_grad():
@@ -77,6 +81,11 @@ def fp32(module: nn.Module, channels: int, height: int, width: int) -> onnx.Mode
     if program is None:
         raise ExportError("torch returned no ONNX program")
     model: onnx.ModelProto = program.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        if not value.type.tensor_type.shape.dim[0].dim_param:
+            raise ExportError(
+                f"torch fixed the batch of {value.name} to its example's: something in forward depends on it"
+            )
     for node in model.graph.node:  # where torch's source lay is of no use on the line
         del node.metadata_props[:]
         node.doc_string = ""
@@ -136,7 +145,10 @@ def _halve(tensor: onnx.TensorProto) -> None:
 
 
 def int8(model: onnx.ModelProto, inputs: NDArray[np.float32], *, between: bool = False) -> onnx.ModelProto:
-    """The graph with every convolution reading int8: symmetric QDQ, weights a channel, biases left as they are.
+    """The graph with convolutions reading int8: symmetric QDQ, weights a channel, biases left as they are.
+
+    A convolution of a concatenation is left as it is (but with ``between``): OpenVINO 2026.4 quantises each of the
+    concatenated tensors by itself, to unsigned integers, and then convolves them as if their zero point were 0.
 
     Args:
         model: the fp32 graph.
@@ -146,6 +158,7 @@ def int8(model: onnx.ModelProto, inputs: NDArray[np.float32], *, between: bool =
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+    concatenated = {name for node in model.graph.node if node.op_type == "Concat" for name in node.output}
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, source)
@@ -155,6 +168,7 @@ def int8(model: onnx.ModelProto, inputs: NDArray[np.float32], *, between: bool =
             _Reader(iter(inputs)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*_CONVOLUTIONS, *(_BETWEEN if between else ())],
+            nodes_to_exclude=[] if between else [n.name for n in model.graph.node if concatenated & set(n.input)],
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
