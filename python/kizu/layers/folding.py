@@ -19,4 +19,4 @@ def fold_batch_norm(layers: nn.Sequential) -> nn.Sequential:
             folded[-1] = fuse_conv_bn_eval(before, copy.deepcopy(layer).eval(), isinstance(before, nn.ConvTranspose2d))
         else:
             folded.append(copy.deepcopy(layer).eval())
-    return nn.Sequential(*folded).requires_grad_(False)
+    return nn.Sequential(*folded).eval().requires_grad_(False)
