@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,18 +83,14 @@ class Compiled:
 
 def load_program(engine: type[Engine], options: BuildOptions, built: Path, iteration: Iteration | None) -> Program:
     """Load a compiled engine; that of an iteration has the graph that starts it beside it. Raises EngineError."""
-    step = engine(built, options)
     if iteration is None:
-        return step
-    start = None
-    try:
-        start = engine(built.with_name(_START), options)
-        return iterated(start, step, iteration, options.max_batch)
-    except BaseException:
-        for each in (start, step):
-            if each is not None:
-                each.close()
-        raise
+        return engine(built, options)
+    with ExitStack() as loaded:
+        step = loaded.enter_context(engine(built, options))
+        start = loaded.enter_context(engine(built.with_name(_START), options))
+        program = iterated(start, step, iteration, options.max_batch)
+        loaded.pop_all()  # the program closes them
+    return program
 
 
 def default_cache() -> Path:
