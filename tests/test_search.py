@@ -53,7 +53,7 @@ class Networks:
             network.eval().requires_grad_(False)
 
     def search(self, **options: Any) -> Search:
-        settings: dict[str, Any] = {"weight": WEIGHT, "steps": 10, "lr": LR, **options}
+        settings: dict[str, Any] = {"weight": WEIGHT, "steps": 10, "lr": LR, "decay": False, **options}
         search = Search(self.generator, self.pool, self.features, **settings)
         return search.eval()
 
@@ -71,17 +71,19 @@ def images(n: int, spec: PrepareSpec = SPEC) -> Tensor:
     return made
 
 
-def by_autograd(networks: Networks, x: Tensor, z0: Tensor, steps: int) -> list[Tensor]:
-    """The latents after each step of a search written as anyone would, image by image."""
+def by_autograd(networks: Networks, x: Tensor, z0: Tensor, steps: int, *, decay: bool = False) -> list[Tensor]:
+    """The latents after each of ten steps at most of a search written as anyone would, image by image."""
     found = []
     for image in x:
         z = z0.clone().requires_grad_(True)
         adam = torch.optim.Adam([z], lr=LR, betas=(0.9, 0.999), eps=1e-8)
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda k: 1 - k / 11 if decay else 1.0)
         path = []
         for _ in range(steps):
             adam.zero_grad()
             networks.loss(image[None], z).sum().backward()  # type: ignore[no-untyped-call]
             adam.step()
+            schedule.step()
             path.append(z.detach().clone())
         found.append(path)
     return [torch.cat(of_step) for of_step in zip(*found, strict=True)]
@@ -92,13 +94,14 @@ def networks() -> Networks:
     return Networks()
 
 
-def test_ten_steps_are_those_of_autograd_and_adam(networks: Networks) -> None:
-    search, x = networks.search(), images(3)
-    expected = by_autograd(networks, x, search.z0, 10)
+@pytest.mark.parametrize("decay", [False, True])
+def test_ten_steps_are_those_of_autograd_and_adam(networks: Networks, decay: bool) -> None:
+    search, x = networks.search(decay=decay), images(3)
+    expected = by_autograd(networks, x, search.z0, 10, decay=decay)
     with torch.inference_mode():
         state = search.start(x)
         for step, z in enumerate(expected):
-            torch.testing.assert_close(state["t"], torch.tensor([1 - 0.9**step, 1 - 0.999**step]).expand(3, 2))
+            torch.testing.assert_close(state["t"], torch.tensor([step, 1 - 0.9**step, 1 - 0.999**step]).expand(3, 3))
             found = search.step(x, state)
             torch.testing.assert_close(found["loss"], networks.loss(x, state["z"]), rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(found["x_hat"], networks.pool(networks.generator(state["z"])))

@@ -136,7 +136,7 @@ def export(
             if manual is None
             else calibrate.manual(list(found.scores), manual)
         ),
-        golden=bundle.Golden(tuple(pictures), found.golden, dict(bundle.TOLERANCES)),
+        golden=bundle.Golden(tuple(pictures), found.golden, dict(_tolerances(module))),
         training={
             "settings": settings.as_dict(),
             "split": split.rule,
@@ -215,7 +215,7 @@ def _measure(
             left_out[precision] = "some of its scores are not finite"
             return
         deviations[precision] = float(np.max(np.abs(of_golden - reference))) / unit
-        allowed = bundle.TOLERANCES[precision]
+        allowed = _tolerances(module)[precision]
         if deviations[precision] > allowed:
             left_out[precision] = (
                 f"off by up to {deviations[precision]:.3g} standard deviations of the good scores; {allowed:g} are "
@@ -234,6 +234,10 @@ def _measure(
     with torch.autocast("cpu", torch.bfloat16):  # engines compute bf16 from the fp32 graph
         judge("bf16", _torch_scores(module, scoring, golden_images), _torch_scores(module, scoring, part_images))
     return _Measured(tuple(reference.tolist()), scores, deviations, left_out)
+
+
+def _tolerances(module: nn.Module) -> Mapping[str, float]:
+    return bundle.ITERATED_TOLERANCES if isinstance(module, Iterated) else bundle.TOLERANCES
 
 
 def _check_parts(n: int, false_reject: float | None) -> None:

@@ -15,7 +15,7 @@ from kizu.layers.pooling import ChannelPool
 from kizu.layers.spectral import without_spectral_norm
 from kizu.method import Iterated
 
-EPS = 1e-8
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's
 
 
 class Search(Iterated):
@@ -26,8 +26,12 @@ class Search(Iterated):
 
     * ``f`` (N, K, h, w): the features of x, which stay as they are.
     * ``z``, ``m``, ``v`` (N, latent_dim): the latent, and Adam's averages of its gradient and of that squared.
-    * ``t`` (N, 2): 1 - beta1^t and 1 - beta2^t after t steps, that by which Adam divides its averages. They are
-      averages of ones; as powers of a number near 1, engines would compute them less exactly.
+    * ``t`` (N, 3): the number of steps taken, 1 - beta1^t and 1 - beta2^t, by which Adam divides its averages. These
+      two are averages of ones; as powers of a number near 1, engines would compute them less exactly.
+
+    A residual's gradient is its sign, so that now and then a rounding error turns one and the search goes another way.
+    With ``decay`` the learning rate falls linearly, to 1 / (steps + 1) of it at the last step: the ways end nearer to
+    one another.
 
     The gradient of a mean over 196 608 elements is far below what float16 can hold, and that of their sum above: in
     the networks it is multiplied by about the square root of their number, and divided again before Adam.
@@ -39,6 +43,7 @@ class Search(Iterated):
         weight: lambda, from 0 to 1.
         steps: Gamma of the paper, the number of updates (>= 1).
         lr: Adam's learning rate; its betas are 0.9 and 0.999.
+        decay: see above.
         seed: of the normal latent that every search begins with.
         tolerance: see ``Iterated``.
     """
@@ -56,14 +61,14 @@ class Search(Iterated):
         weight: float,
         steps: int,
         lr: float,
+        decay: bool = True,
         seed: int = 0,
         tolerance: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         super().__init__()
         if pool.append:
             raise ValueError("the search has no gradient of pooled channels; use a PrepareSpec with pool=False")
-        self.weight, self.steps, self.lr, self.tolerance, self.betas = weight, steps, lr, tolerance, betas
+        self.weight, self.steps, self.lr, self.decay, self.tolerance = weight, steps, lr, decay, tolerance
         self.generator = fold_batch_norm(generator.layers)
         self.features = fold_batch_norm(without_spectral_norm(features))
         first = self.generator[0]
@@ -83,7 +88,7 @@ class Search(Iterated):
             "z": z.clone(),
             "m": torch.zeros_like(z),
             "v": torch.zeros_like(z),
-            "t": torch.zeros_like(z[:, :2]),
+            "t": torch.zeros_like(z[:, :3]),
         }
 
     def step(self, x: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -112,12 +117,11 @@ class Search(Iterated):
         }
 
     def _adam(self, state: dict[str, Tensor], gradient: Tensor) -> dict[str, Tensor]:
-        beta1, beta2 = self.betas
-        m = beta1 * state["m"] + (1 - beta1) * gradient
-        v = beta2 * state["v"] + (1 - beta2) * gradient * gradient
-        beta = torch.tensor(self.betas)
-        t = beta * state["t"] + (1 - beta)
-        z = state["z"] - self.lr * (m / t[:, :1]) / ((v / t[:, 1:]).sqrt() + EPS)
+        m = BETA1 * state["m"] + (1 - BETA1) * gradient
+        v = BETA2 * state["v"] + (1 - BETA2) * gradient * gradient
+        t = state["t"] * torch.tensor([1, BETA1, BETA2]) + torch.tensor([1, 1 - BETA1, 1 - BETA2])
+        lr = self.lr * (1 - state["t"][:, :1] / (self.steps + 1)) if self.decay else self.lr
+        z = state["z"] - lr * (m / t[:, 1:2]) / ((v / t[:, 2:]).sqrt() + EPS)
         return {"z": z, "m": m, "v": v, "t": t}
 
     def halved(self) -> Search:

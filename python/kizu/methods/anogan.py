@@ -33,6 +33,7 @@ class AnoganConfig:
         beta1, beta2: Adam's momenta (2020, section 4.1).
         steps: of the search (Gamma; AnoGAN, section 3): a part costs as many passes forth and back through G and D.
         search_lr: Adam's learning rate in the search; its momenta are Adam's own, (0.9, 0.999).
+        search_decay: it falls linearly; without, rounding errors move the scores several times as far.
         weight: lambda of the search's loss and of the score (0 to 1), for means over elements; AnoGAN's is 0.1 for
             sums. That of the score can be changed without an export, that of the search cannot.
         early_stop: the search for an image ends when its loss has fallen by no more than this share of it over the
@@ -48,6 +49,7 @@ class AnoganConfig:
     beta2: float = 0.999
     steps: int = 500
     search_lr: float = 0.05
+    search_decay: bool = True
     weight: float = 0.1
     early_stop: float = 0.0
     seed: int = 0
@@ -159,6 +161,7 @@ class Anogan(Method):
             weight=config.weight,
             steps=config.steps,
             lr=config.search_lr,
+            decay=config.search_decay,
             seed=config.seed,
             tolerance=config.early_stop,
         )
