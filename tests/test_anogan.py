@@ -156,6 +156,7 @@ def test_the_generator_of_the_state_is_the_only_randomness() -> None:
         ({"lr_d": float("nan")}, "lr_d"),
         ({"latent_dim": True}, "latent_dim"),
         ({"search_decay": 1}, "search_decay"),
+        ({"search_eps": 0.0}, "search_eps"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str) -> None:

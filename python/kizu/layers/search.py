@@ -15,7 +15,7 @@ from kizu.layers.pooling import ChannelPool
 from kizu.layers.spectral import without_spectral_norm
 from kizu.method import Iterated
 
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's
+BETA1, BETA2 = 0.9, 0.999  # Adam's
 
 
 class Search(Iterated):
@@ -29,9 +29,10 @@ class Search(Iterated):
     * ``t`` (N, 3): the number of steps taken, 1 - beta1^t and 1 - beta2^t, by which Adam divides its averages. These
       two are averages of ones; as powers of a number near 1, engines would compute them less exactly.
 
-    A residual's gradient is its sign, so that now and then a rounding error turns one and the search goes another way.
-    With ``decay`` the learning rate falls linearly, to 1 / (steps + 1) of it at the last step: the ways end nearer to
-    one another.
+    Adam makes a step of full size of a gradient that is next to nothing, and so of its rounding error; and a residual's
+    gradient is its sign, which a rounding error turns now and then. Either way the search goes elsewhere. So ``eps``
+    leaves alone what is small against a gradient's usual 1e-4 to 1e-2, and with ``decay`` the learning rate falls
+    linearly, to 1 / (steps + 1) of it at the last step.
 
     The gradient of a mean over 196 608 elements is far below what float16 can hold, and that of their sum above: in
     the networks it is multiplied by about the square root of their number, and divided again before Adam.
@@ -44,6 +45,7 @@ class Search(Iterated):
         steps: Gamma of the paper, the number of updates (>= 1).
         lr: Adam's learning rate; its betas are 0.9 and 0.999.
         decay: see above.
+        eps: Adam's, likewise.
         seed: of the normal latent that every search begins with.
         tolerance: see ``Iterated``.
     """
@@ -62,13 +64,15 @@ class Search(Iterated):
         steps: int,
         lr: float,
         decay: bool = True,
+        eps: float = 1e-5,
         seed: int = 0,
         tolerance: float = 0.0,
     ) -> None:
         super().__init__()
         if pool.append:
             raise ValueError("the search has no gradient of pooled channels; use a PrepareSpec with pool=False")
-        self.weight, self.steps, self.lr, self.decay, self.tolerance = weight, steps, lr, decay, tolerance
+        self.weight, self.steps, self.tolerance = weight, steps, tolerance
+        self.lr, self.decay, self.eps = lr, decay, eps
         self.generator = fold_batch_norm(generator.layers)
         self.features = fold_batch_norm(without_spectral_norm(features))
         first = self.generator[0]
@@ -121,7 +125,7 @@ class Search(Iterated):
         v = BETA2 * state["v"] + (1 - BETA2) * gradient * gradient
         t = state["t"] * torch.tensor([1, BETA1, BETA2]) + torch.tensor([1, 1 - BETA1, 1 - BETA2])
         lr = self.lr * (1 - state["t"][:, :1] / (self.steps + 1)) if self.decay else self.lr
-        z = state["z"] - lr * (m / t[:, 1:2]) / ((v / t[:, 2:]).sqrt() + EPS)
+        z = state["z"] - lr * (m / t[:, 1:2]) / ((v / t[:, 2:]).sqrt() + self.eps)
         return {"z": z, "m": m, "v": v, "t": t}
 
     def halved(self) -> Search:

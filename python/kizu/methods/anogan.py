@@ -33,7 +33,9 @@ class AnoganConfig:
         beta1, beta2: Adam's momenta (2020, section 4.1).
         steps: of the search (Gamma; AnoGAN, section 3): a part costs as many passes forth and back through G and D.
         search_lr: Adam's learning rate in the search; its momenta are Adam's own, (0.9, 0.999).
-        search_decay: it falls linearly; without, rounding errors move the scores several times as far.
+        search_decay: it falls linearly.
+        search_eps: Adam's epsilon in the search (> 0). With Adam's own 1e-8, rounding errors move the scores a hundred
+            times as far, to no use: a gradient's usual size is 1e-4 to 1e-2.
         weight: lambda of the search's loss and of the score (0 to 1), for means over elements; AnoGAN's is 0.1 for
             sums. That of the score can be changed without an export, that of the search cannot.
         early_stop: the search for an image ends when its loss has fallen by no more than this share of it over the
@@ -50,6 +52,7 @@ class AnoganConfig:
     steps: int = 500
     search_lr: float = 0.05
     search_decay: bool = True
+    search_eps: float = 1e-5
     weight: float = 0.1
     early_stop: float = 0.0
     seed: int = 0
@@ -61,7 +64,7 @@ class AnoganConfig:
             not_negative=("early_stop", "seed"),
             below_one=("beta1", "beta2"),
             counted=("width", "latent_dim", "steps"),
-            positive=("lr_g", "lr_d", "search_lr"),
+            positive=("lr_g", "lr_d", "search_lr", "search_eps"),
         )
 
 
@@ -162,6 +165,7 @@ class Anogan(Method):
             steps=config.steps,
             lr=config.search_lr,
             decay=config.search_decay,
+            eps=config.search_eps,
             seed=config.seed,
             tolerance=config.early_stop,
         )
