@@ -98,14 +98,14 @@ class PlainG(PlainNetwork):
 
 
 class PlainE(PlainNetwork):
-    """E: convolutions, batch norm, LeakyReLU; a convolution over what is left."""
+    """E: convolutions, batch norm, LeakyReLU; a convolution over what is left, and batch norm."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        rest = iter(self.weights)
-        for i in range(len(self.means)):
+        rest, last = iter(self.weights), len(self.means) - 1
+        for i in range(last):
             x = functional.conv2d(x, next(rest), stride=2, padding=1)
             x = leaky(self.norm(i, x, next(rest), next(rest)))
-        x = functional.conv2d(x, next(rest), next(rest))
+        x = self.norm(last, functional.conv2d(x, next(rest)), next(rest), next(rest))
         assert next(rest, None) is None
         return x.flatten(1)
 

@@ -208,7 +208,7 @@ def test_a_step_under_autocast_is_near_the_one_without(spec: PrepareSpec, condit
 def test_d_learns_to_tell_the_pairs_apart_and_e_and_g_to_reconstruct() -> None:
     """The signs of the game: with E and G at rest the logit of (x, E(x)) rises above that of (G(z), z)."""
     method = make(consistency=0.9, lr=2e-3)
-    x = real_images(8, RGB) * 0.3
+    x = torch.linspace(-0.9, 0.9, 24).view(8, 3, 1, 1).expand(-1, -1, 32, 32)
     state = state_of(method)
     first = method.training_step(x, state)
     for _ in range(40):
@@ -307,10 +307,10 @@ def test_the_sum_over_positions_is_far_from_the_end_of_float16() -> None:
     method = Bigan.create(spec, BiganConfig(width=8, latent_dim=16, score="cross_entropy")).train()
     y, x = torch.meshgrid(torch.linspace(-3, 3, 512), torch.linspace(-3, 3, 512), indexing="ij")
     smooth = [0.6 * torch.exp(-((x - i / 9) ** 2) - y**2) - 0.3 for i in range(4)]
-    good = torch.stack(smooth)[:, None].expand(-1, 3, -1, -1)
+    good = torch.stack(smooth)[:, None].expand(-1, 3, -1, -1) + 0.1 * torch.randn(4, 3, 512, 512)
     for norm in (module for module in method.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.momentum = 1.0
-    with torch.no_grad():  # statistics of smooth pictures, whose small details a batch norm amplifies
+    with torch.no_grad():  # statistics of smooth pictures with some grain
         method.discriminator(good, method.encoder(good))
         method.generator(torch.randn(4, 16))
     board = (torch.arange(512)[:, None] + torch.arange(512)) % 2 * 2.0 - 1
@@ -321,13 +321,16 @@ def test_the_sum_over_positions_is_far_from_the_end_of_float16() -> None:
     with torch.no_grad():
         logits = module(images)["logit"].numpy()
         sums = module.discriminator.phi(images).sum((2, 3)).abs().amax(1)
-    assert float(sums[0]) < float(sums[1:].max()) < 65504 / 100
-    graph = variants.fp32(module, 3, 512, 512)
-    for model, tolerance in ((graph, 1e-4), (variants.fp16(graph), 1e-2)):
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        (found,) = session.run(["logit"], {"x": images.numpy()})
+    assert float(sums[0]) < float(sums[1:].max()) < 65504 / 10
+    spread = np.abs(logits).max()
+    graph = variants.fp16(variants.fp32(module, 3, 512, 512))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (by_graph,) = session.run(["logit"], {"x": images.numpy()})
+    with torch.no_grad():  # ONNX Runtime computes between casts in float32; here all is held in float16
+        held = copy.deepcopy(module).half()(images.half())["logit"].float().numpy()
+    for found in (by_graph, held):
         assert np.isfinite(found).all()
-        np.testing.assert_allclose(found, logits, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(found, logits, rtol=0, atol=0.02 * spread)
 
 
 # --- What is exported and scored ---
@@ -367,7 +370,7 @@ def test_reconstructions_are_in_prepared_units(spec: PrepareSpec) -> None:
     ("name", "value", "message"),
     [
         ("conditioning", "both", "conditioning is 'both'.*concat, projection"),
-        ("norm", "max", "norm is 'max'.*mean, sum"),
+        ("norm", "max", "norm is 'max'.*sum, mean"),
         ("score", "logit", "score is 'logit'.*feature_matching, cross_entropy"),
         ("consistency", -0.1, r"consistency is -0.1.*\[0, 1\]"),
         ("consistency", 1.1, r"consistency is 1.1.*\[0, 1\]"),

@@ -37,13 +37,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cpu_pipeline": {"engine", "pipeline", "prepare"},
     "cuda_pipeline": {"_core", "engine", "pipeline", "prepare"},
     "pool": {"engine", "pipeline"},
-    "compiled": {"bundle", "engine", "engine_file", "pipeline", "user_cache"},
+    "iterated": {"engine"},
+    "compiled": {"bundle", "engine", "engine_file", "iterated", "pipeline", "user_cache"},
     "detector": {
         "bundle", "compiled", "engine", "engine_file", "heat_map", "pipeline", "pixel_format", "pool", "prepare",
         "scoring", "threshold",
     },
     # training
-    "layers": {"prepare"},
+    "layers": {"method", "prepare"},  # the contract of a module to export
     "method": {"methods", "prepare"},  # finds them by their files' names
     "methods": {"layers", "method", "prepare"},
     "data": {"prepare", "user_cache"},
@@ -58,8 +59,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "subpixel": set(),
     "variants": set(),
     "export": {
-        "bundle", "calibrate", "data", "engine", "engines", "method", "pipeline", "prepare", "run_folder", "scoring",
-        "settings", "subpixel", "threshold", "validation", "variants",
+        "bundle", "calibrate", "data", "engine", "engines", "iterated", "method", "pipeline", "prepare", "run_folder",
+        "scoring", "settings", "subpixel", "threshold", "validation", "variants",
     },
     # what people see
     "calibrate": {"bundle", "detector", "engine", "evaluate", "threshold"},
@@ -82,8 +83,8 @@ MAY_NEED: dict[str, set[str]] = {
     "engines": {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"},
 }
 LINE = (
-    "kizu", "detector", "bundle", "prepare", "scoring", "threshold", "engine", "engine_file", "pipeline", "compiled",
-    "cli",
+    "kizu", "detector", "bundle", "prepare", "scoring", "threshold", "engine", "engine_file", "pipeline", "iterated",
+    "compiled", "cli",
 )  # fmt: skip
 
 

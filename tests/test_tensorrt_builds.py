@@ -23,7 +23,7 @@ from helpers import Trained, digest, python_output, without
 from kizu import Bundle, EngineError, engine_file, variants
 from kizu.engine import BuildOptions, TensorSpec
 from kizu.engines.tensorrt import TensorRt, TensorRtRtx
-from kizu.method import get
+from kizu.method import Iterated, get
 from kizu.prepare import PrepareSpec
 from rows import CUDA_ENGINES, METHODS, MethodRow
 
@@ -138,6 +138,38 @@ def test_it_compiles(make: Any, package: Any, model: str, precision: str, batch:
     assert (header.plan_size, header.plan_sha256) == (len(plan), digest(bytes(plan)))
     assert len(plan) > 1000
     assert [path.name for path in made.file.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.fixture(scope="module")
+def search() -> Mapping[str, onnx.ModelProto]:
+    """The two graphs of AnoGAN's search in each of its precisions, at its published widths."""
+    torch.manual_seed(0)
+    spec, method = PrepareSpec(size=(64, 64), pool=False), get("anogan")
+    module = method.create(spec, method.config_type(steps=2)).export_module()
+    assert isinstance(module, Iterated)
+    graphs = {}
+    for precision, half in (("fp32", False), ("fp16", True)):
+        made = variants.iteration(module, spec.channels, *spec.size, half=half)
+        assert made.start is not None
+        graphs |= {f"start {precision}": made.start, f"step {precision}": made.graph}
+    return graphs
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("graph", ["start", "step"])
+def test_the_graphs_of_an_iteration_compile(
+    search: Mapping[str, onnx.ModelProto], folder: Path, graph: str, precision: str, batch: str
+) -> None:
+    model = search[f"{graph} {precision}"]
+    source, file = folder / "part.onnx", folder / "part.engine"
+    onnx.save(model, source)
+    low, best, high = BATCHES[batch]
+    TensorRtRtx.build(source, file, BuildOptions(precision, 2, high, low, best, "8.6"))
+    header, _ = engine_file.read(file)
+    assert header.inputs == specs(model.graph.input)
+    assert header.outputs == specs(model.graph.output)
+    assert {tensor.shape[0] for tensor in (*header.inputs, *header.outputs)} == {None}
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8+fp16"])

@@ -1,8 +1,9 @@
 """The .kizu file: one stored zip that carries everything the line needs to score as training measured.
 
-Members: ``manifest.json``, the ONNX graph of each precision variant (``graphs/fp32.onnx`` ...) and the golden frames
-(``golden/000.png`` ...). The manifest lists each member's SHA-256; the zip's comment holds the manifest's own. There is
-no pickle anywhere, compiled engines are not inside, and the threshold is never part of a graph.
+Members: ``manifest.json``, the ONNX graph of each precision variant (``graphs/fp32.onnx`` ..., of an iteration also
+``graphs/fp32-start.onnx`` ...) and the golden frames (``golden/000.png`` ...). The manifest lists each member's
+SHA-256; the zip's comment holds the manifest's own. There is no pickle anywhere, compiled engines are not inside, and
+the threshold is never part of a graph.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ T = TypeVar("T")
 # How far a precision's score of a golden frame may lie from the reference, in standard deviations of the good
 # calibration scores.
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int8+fp16": 0.25}
+
+# The same for an iteration: each step decides by the signs of residuals, and one that rounding turns leads elsewhere.
+ITERATED_TOLERANCES = {"fp32": 0.02, "fp16": 0.1, "bf16": 0.25}
 
 
 def precision_of(variant: str) -> str:
@@ -108,6 +112,30 @@ class Golden:
 
 
 @dataclass(frozen=True)
+class Iteration:
+    """A program of two graphs: one makes a state from the input, the other is run on it again and again.
+
+    The second, which is that of ``Manifest.graphs``, reads the input and the state, and writes the next state (named
+    ``next_`` and the state's name; what it does not write stays the same), the outputs at the state that it read, and
+    their ``loss``, a number an image.
+
+    Attributes:
+        start: precision variant -> member that holds the ONNX of the first graph.
+        steps: steps to the state whose outputs count; the second graph is run once more, to compute these (>= 1).
+        tolerance: an image stops where its loss has fallen by no more than this share of it over the last ``patience``
+            steps (>= 0; 0: never).
+        patience: see ``tolerance`` (>= 1).
+        state: names of the state's tensors.
+    """
+
+    start: Mapping[str, str]
+    steps: int
+    tolerance: float
+    patience: int
+    state: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Member:
     """Size in bytes and SHA-256 of a member."""
 
@@ -130,6 +158,7 @@ class Manifest:
         training: provenance: data set, split, seed, epoch and the rule that picked it, history, versions.
         seen: digests of the frames that training, validation and calibration used; see ``prepare.frame_digest``.
         weight: the scoring rule's lambda, from 0 to 1; 0 for rules that weigh nothing.
+        iteration: how the graphs are iterated, or None where each is run once.
         members: name -> size and digest; filled in by ``write``.
     """
 
@@ -143,6 +172,7 @@ class Manifest:
     training: Mapping[str, Any]
     seen: tuple[str, ...]
     weight: float = 0.0
+    iteration: Iteration | None = None
     members: Mapping[str, Member] = field(default_factory=dict)
 
 
@@ -198,6 +228,13 @@ class Bundle:
         if variant not in graphs:
             raise BundleError(f"{self.path}: there is no {variant} graph, only {', '.join(graphs)}")
         return self.read(graphs[variant])
+
+    def start_graph(self, variant: str) -> bytes:
+        """The ONNX that makes an iteration's state, of a precision variant; raises BundleError if there is none."""
+        iteration = self.manifest.iteration
+        if iteration is None or variant not in iteration.start:
+            raise BundleError(f"{self.path}: there is no iteration in {variant} that could be started")
+        return self.read(iteration.start[variant])
 
     def golden_frames(self) -> Iterator[NDArray[np.uint8]]:
         """The golden frames in order, uint8 (H, W, 3) or (H, W)."""
@@ -353,7 +390,8 @@ def _read_manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
     if sorted(names) != sorted([MANIFEST, *manifest.members]):
         odd = set(names) ^ {MANIFEST, *manifest.members} or {name for name in names if names.count(name) > 1}
         raise BundleError(f"{path}: members and manifest do not agree on {', '.join(sorted(odd))}")
-    for member in (*manifest.graphs.values(), *manifest.golden.members):
+    starts = () if manifest.iteration is None else tuple(manifest.iteration.start.values())
+    for member in (*manifest.graphs.values(), *starts, *manifest.golden.members):
         if member not in manifest.members:
             raise BundleError(f"{path}: {MANIFEST} names {member}, which is not in the bundle")
     if not len(manifest.golden.members) == len(manifest.golden.scores) > 0:
@@ -361,17 +399,37 @@ def _read_manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
             f"{path}: {MANIFEST} has {len(manifest.golden.scores)} golden scores for {len(manifest.golden.members)} "
             "frames; an engine could not be proved against them"
         )
+    most = TOLERANCES if manifest.iteration is None else ITERATED_TOLERANCES
     for precision, tolerance in manifest.golden.tolerances.items():
-        if not 0 <= tolerance <= TOLERANCES.get(precision, 0.0):
+        if not 0 <= tolerance <= most.get(precision, 0.0):
             raise BundleError(
                 f"{path}: {MANIFEST} allows {precision} to be off by {tolerance:g} standard deviations, but an engine "
-                "proves nothing beyond " + ", ".join(f"{name} {most:g}" for name, most in TOLERANCES.items())
+                "proves nothing beyond " + ", ".join(f"{name} {value:g}" for name, value in most.items())
             )
     if not 0 <= manifest.weight <= 1:
         raise BundleError(f"{path}: {MANIFEST} weighs by {manifest.weight:g}, but the weight must lie in [0, 1]")
+    if manifest.iteration is not None:
+        _check_iteration(path, manifest.iteration, manifest.graphs)
     if not manifest.calibration.scores.get("fp32"):
         raise BundleError(f"{path}: {MANIFEST} has no calibration scores in fp32, the unit of the tolerances")
     return manifest
+
+
+def _check_iteration(path: Path, iteration: Iteration, graphs: Mapping[str, str]) -> None:
+    """Raise BundleError for an iteration that cannot be run."""
+    where = f"{path}: {MANIFEST} has an iteration"
+    if set(iteration.start) != set(graphs):
+        raise BundleError(
+            f"{where} that starts in {', '.join(iteration.start) or 'no precision'}, but steps in {', '.join(graphs)}"
+        )
+    if iteration.steps < 1 or iteration.patience < 1:
+        raise BundleError(
+            f"{where} of {iteration.steps} steps with a patience of {iteration.patience}; both must be at least 1"
+        )
+    if not iteration.tolerance >= 0:
+        raise BundleError(f"{where} with the tolerance {iteration.tolerance:g}, but it must be at least 0")
+    if not iteration.state or len(set(iteration.state)) < len(iteration.state):
+        raise BundleError(f"{where} whose state is ({', '.join(iteration.state)}); it must be different names, some")
 
 
 def _no_number(name: str) -> None:
@@ -414,6 +472,8 @@ def _field(kind: str, value: Any, where: str) -> Any:
     """Check and convert one field by its annotation."""
     if kind == "PrepareSpec":
         return PrepareSpec.from_dict(value)
+    if kind == "Iteration | None":
+        return None if value is None else _from_json(Iteration, value, where)
     if kind in _NESTED:
         return _from_json(_NESTED[kind], value, where)
     if kind.startswith("Mapping[str, "):

@@ -213,6 +213,8 @@ def _build_elsewhere(bundle: bundles.Bundle, options: argparse.Namespace) -> int
             f"{engine.name} compiles on the machine that it runs on, and keeps what it compiled in the cache; leave "
             "--compute-capability and --output out"
         )
+    if bundle.manifest.iteration is not None:
+        raise EngineError(f"there is no engine to write for another machine: {compiled.NO_ENGINE_FILE}")
     can, precision = compiled.precisions(bundle, engine), options.precision
     if precision not in can:
         raise EngineError(

@@ -1,7 +1,8 @@
 """Compiled engines, cached on this machine, each proved against the bundle's golden scores before it is used.
 
 An entry of the cache is a folder named by a digest of all that the compiled engine depends on: graph, golden scores,
-engine and version, processor or GPU, precision, threads, batch. It holds the compiled engine and ``proof.json``: the
+engine and version, processor or GPU, precision, threads, batch. It holds the compiled engine, of an iteration both of
+its graphs, and ``proof.json``: the
 largest deviation from the golden scores, the verdict and the measured time. A refusal is kept too, so that it costs
 once. An engine that another machine compiled is proved and kept like one that was compiled here.
 """
@@ -14,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,15 +27,22 @@ from kizu import engine_file
 from kizu.bundle import TOLERANCES
 from kizu.engine import BuildOptions, CudaEngine, Engine
 from kizu.errors import EngineError
+from kizu.iterated import iterated
 from kizu.pipeline import engine_batch, open_pipeline
 from kizu.user_cache import user_cache
 
 if TYPE_CHECKING:
-    from kizu.bundle import Bundle
+    from kizu.bundle import Bundle, Iteration
+    from kizu.engine import Program
     from kizu.prepare import PrepareSpec
 
 _BUILT = "engine"
+_START = "start"  # beside it: the graph that starts an iteration
 _PROOF = "proof.json"
+NO_ENGINE_FILE = (
+    "the bundle's method iterates two graphs, and an engine file holds one; leave the engine file out: kizu.load "
+    "compiles both on the machine that they run on"
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Proof:
         deviation: largest difference from a golden score, in standard deviations of the good calibration scores.
         tolerance: what is allowed, in the same unit.
         seconds: shortest time of a golden frame, frame to score: what other work on the machine disturbs least.
-        built_sha256: digest of the compiled engine's file.
+        built_sha256: digest of the compiled engine's file, or of an iteration's two, one after the other.
         refusal: why it must not be used, or None.
     """
 
@@ -65,10 +74,23 @@ class Compiled:
     options: BuildOptions
     built: Path
     proof: Proof
+    iteration: Iteration | None = None
 
-    def load(self) -> Engine:
+    def load(self) -> Program:
         """Load it."""
-        return self.engine(self.built, self.options)
+        return load_program(self.engine, self.options, self.built, self.iteration)
+
+
+def load_program(engine: type[Engine], options: BuildOptions, built: Path, iteration: Iteration | None) -> Program:
+    """Load a compiled engine; that of an iteration has the graph that starts it beside it. Raises EngineError."""
+    if iteration is None:
+        return engine(built, options)
+    with ExitStack() as loaded:
+        step = loaded.enter_context(engine(built, options))
+        start = loaded.enter_context(engine(built.with_name(_START), options))
+        program = iterated(start, step, iteration, options.max_batch)
+        loaded.pop_all()  # the program closes them
+    return program
 
 
 def default_cache() -> Path:
@@ -168,6 +190,8 @@ def _given(bundle: Bundle, engine: type[Engine], precision: str, options: BuildO
             f"{failure}: {engine.name} takes no engine files, since it compiles on the machine that it runs on; leave "
             "the engine file out"
         )
+    if bundle.manifest.iteration is not None:
+        raise EngineError(f"{failure}: {NO_ENGINE_FILE}")
     header, _ = engine_file.read(built)
     manifest = bundle.manifest
     low, best, high = header.batch
@@ -225,27 +249,37 @@ def _key(bundle: Bundle, engine: type[Engine], options: BuildOptions) -> str:
             manifest.calibration.deviation(),
         ],
     }
+    if manifest.iteration is not None:
+        variant = engine.variant(options.precision, manifest.graphs)
+        start = manifest.members[manifest.iteration.start[variant]].sha256
+        depends["iteration"] = asdict(replace(manifest.iteration, start={"": start}))
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _read(folder: Path) -> Proof | None:
+def _read(folder: Path, iteration: Iteration | None) -> Proof | None:
     """The proof of a whole entry; None if there is none, or if the compiled file is not the one that was proved."""
     try:
         proof = Proof(**json.loads((folder / _PROOF).read_text(encoding="utf-8")))
-        if proof.refusal is None and _sha256(folder / _BUILT) != proof.built_sha256:
+        if proof.refusal is None and _sha256(*_files(folder, iteration)) != proof.built_sha256:
             return None
     except (OSError, ValueError, TypeError):
         return None
     return proof
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def _files(folder: Path, iteration: Iteration | None) -> tuple[Path, ...]:
+    """The files of a compiled engine."""
+    return (folder / _BUILT,) if iteration is None else (folder / _BUILT, folder / _START)
 
 
 def _prove(bundle: Bundle, engine: type[Engine], options: BuildOptions, cache: Path, given: Path | None) -> Compiled:
     folder = cache / "engines" / engine.name / _key(bundle, engine, options)
-    proof = _read(folder)
+    iteration = bundle.manifest.iteration
+    proof = _read(folder, iteration)
     if proof is not None and given is not None and proof.built_sha256 != _sha256(given):
         proof = None
     if proof is None:
@@ -267,7 +301,7 @@ def _prove(bundle: Bundle, engine: type[Engine], options: BuildOptions, cache: P
             try:
                 work.rename(folder)
             except OSError:
-                found = _read(folder)
+                found = _read(folder, iteration)
                 if found is not None and given is None:  # another process was faster; its entry is as good
                     proof = found
                 else:  # an entry that is not whole, or another engine than the one given
@@ -275,29 +309,33 @@ def _prove(bundle: Bundle, engine: type[Engine], options: BuildOptions, cache: P
                     work.rename(folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return Compiled(engine, options, folder / _BUILT, proof)
+    return Compiled(engine, options, folder / _BUILT, proof, iteration)
 
 
 def _compile(bundle: Bundle, engine: type[Engine], options: BuildOptions, work: Path, given: Path | None) -> Proof:
     """Compile into ``work``, or take what is given, and score the golden frames."""
-    graph, built = work / "graph.onnx", work / _BUILT
+    manifest = bundle.manifest
+    variant = engine.variant(options.precision, manifest.graphs)
+    files = _files(work, manifest.iteration)
     if given is None:
-        graph.write_bytes(bundle.graph(engine.variant(options.precision, bundle.manifest.graphs)))
-        engine.build(graph, built, options)
+        graph, graphs = work / "graph.onnx", (bundle.graph, bundle.start_graph)
+        for built, read in zip(files, graphs, strict=False):
+            graph.write_bytes(read(variant))
+            engine.build(graph, built, options)
         graph.unlink()
     else:
-        shutil.copyfile(given, built)
-    manifest = bundle.manifest
+        shutil.copyfile(given, work / _BUILT)
     scores, seconds = [], []
     with (
-        engine(built, options) as loaded,
+        load_program(engine, options, work / _BUILT, manifest.iteration) as loaded,
         open_pipeline(
             loaded, manifest.prepare, manifest.scoring, threads=options.threads, weight=manifest.weight
         ) as pipeline,
     ):
         for frame in bundle.golden_frames():
             whole = [(0, 0, frame.shape[1], frame.shape[0])] if manifest.prepare.boxes else None
-            for _ in range(2):  # a frame of a new size pays for its weights; the second run is the line's
+            # A frame of a new size pays for its weights; the second run is the line's. An iteration's is long.
+            for _ in range(2 if manifest.iteration is None else 1):
                 score, timing = pipeline.run([frame], boxes=whole)
             scores.append(float(score[0]))
             seconds.append(sum(timing))
@@ -311,12 +349,13 @@ def _compile(bundle: Bundle, engine: type[Engine], options: BuildOptions, work: 
             f"machine: it is off by up to {difference:.3g}, {deviation:.3g} standard deviations of the good scores, "
             f"and {tolerance:g} are allowed"
         )
-        built.unlink()
+        for file in files:
+            file.unlink()
     return Proof(
         options.precision,
         float(deviation),
         tolerance,
         min(seconds),
-        _sha256(built) if refusal is None else "",
+        _sha256(*files) if refusal is None else "",
         refusal,
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kizu.engine import CpuEngine, Runner
+    from kizu.engine import CpuProgram, Runner
     from kizu.prepare import AnyFrame, Box, Frame, PrepareSpec
 
 
@@ -24,7 +24,7 @@ class CpuPipeline(Pipeline):
 
     def __init__(
         self,
-        engine: CpuEngine,
+        engine: CpuProgram,
         spec: PrepareSpec,
         rule: str,
         *,

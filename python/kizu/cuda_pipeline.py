@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kizu.engine import CudaEngine, ExecutionContext, TensorSpec
+    from kizu.engine import CudaProgram, ExecutionContext, TensorSpec
     from kizu.prepare import AnyFrame, Box, Frame, PrepareSpec
 
 
@@ -40,7 +40,7 @@ class CudaPipeline(Pipeline):
 
     def __init__(
         self,
-        engine: CudaEngine,
+        engine: CudaProgram,
         spec: PrepareSpec,
         rule: str,
         *,
@@ -181,7 +181,7 @@ def _image_bytes(tensor: TensorSpec) -> int:
     return math.prod(n or 1 for n in tensor.shape[1:]) * np.dtype(tensor.dtype).itemsize
 
 
-def _binder(engine: CudaEngine) -> Callable[[int, dict[str, int], int], ExecutionContext]:
+def _binder(engine: CudaProgram) -> Callable[[int, dict[str, int], int], ExecutionContext]:
     """Contexts of the engine from the addresses of its tensors; without the pipeline, which would hold itself alive."""
     tensors = (*engine.inputs, *engine.outputs)
 

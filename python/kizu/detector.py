@@ -17,7 +17,7 @@ from kizu import engine_file as engine_files
 from kizu import scoring
 from kizu.bundle import Bundle
 from kizu.compiled import compiled, default_cache, options_for
-from kizu.engine import CudaEngine, choose, default_threads
+from kizu.engine import CudaProgram, choose, default_threads
 from kizu.errors import DeviceLostError, EngineError, FrameError, KizuError, ScoreError, ThresholdError
 from kizu.heat_map import HeatMaps
 from kizu.pipeline import Timing, engine_batch, open_pipeline
@@ -411,7 +411,7 @@ def load(
     limit = _threshold(bundle, entry.options.precision) if threshold is None else float(threshold)
     compiled_engine, pipelines = entry.load(), []
     try:
-        for _ in range(contexts or (2 if isinstance(compiled_engine, CudaEngine) else 1)):
+        for _ in range(contexts or (2 if isinstance(compiled_engine, CudaProgram) else 1)):
             pipelines.append(
                 open_pipeline(
                     compiled_engine,

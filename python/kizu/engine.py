@@ -87,8 +87,51 @@ class ExecutionContext(Protocol):
         """Whether ``enqueue`` may be captured into a CUDA graph, once it has run."""
 
 
-class Engine(ABC):
-    """One compiled graph. A context manager; used by one thread at a time."""
+class Program(ABC):
+    """What a pipeline runs: reads and writes tensors. A context manager; used by one thread at a time."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release its memory; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class CpuProgram(Program):
+    """A program that computes from host memory to host memory."""
+
+    @abstractmethod
+    def bind(self, inputs: Buffers, outputs: Buffers) -> Runner:
+        """Bind C-contiguous arrays of one batch size to the program's inputs and outputs, by name."""
+
+
+class CudaProgram(Program):
+    """A program that computes from device memory to device memory on a CUDA stream.
+
+    Attributes:
+        workspace: bytes of device memory that one context works in while it runs.
+    """
+
+    workspace: int
+
+    @abstractmethod
+    def context(self, tensors: Mapping[str, DeviceTensor], workspace: int) -> ExecutionContext:
+        """Bind tensors of one batch size to the program's inputs and outputs, by name.
+
+        ``workspace`` is the address of as many bytes of device memory, 256-byte aligned, which contexts that never run
+        at the same time may share. Contexts end before the program is closed. Raises EngineError.
+        """
+
+
+class Engine(Program):
+    """One compiled graph."""
 
     name: ClassVar[str]
     package: ClassVar[str]  # what it imports
@@ -145,56 +188,26 @@ class Engine(ABC):
     def build(graph: Path, out: Path, options: BuildOptions) -> None:
         """Compile the ONNX file ``graph`` into the file ``out``; raises EngineError with the engine's reason."""
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
     @abstractmethod
     def __init__(self, built: Path, options: BuildOptions) -> None:
         """Load what ``build`` wrote with the same options; raises EngineError."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Release the engine's memory; a second call does nothing."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-class CpuEngine(Engine):
+class CpuEngine(Engine, CpuProgram):
     """An engine that computes from host memory to host memory."""
 
-    @abstractmethod
-    def bind(self, inputs: Buffers, outputs: Buffers) -> Runner:
-        """Bind C-contiguous arrays of one batch size to the graph's inputs and outputs, by name."""
 
-
-class CudaEngine(Engine):
+class CudaEngine(Engine, CudaProgram):
     """An engine that computes from device memory to device memory on a CUDA stream.
 
     What ``build`` writes is an engine file (``kizu.engine_file``), which other machines with the same package and the
     compute capability that it was built for can load.
-
-    Attributes:
-        workspace: bytes of device memory that one context works in while it runs.
     """
-
-    workspace: int
 
     @classmethod
     @abstractmethod
     def cannot_load(cls, header: Header) -> str | None:
         """Why an engine file with this header cannot be used on this machine, or None if it can."""
-
-    @abstractmethod
-    def context(self, tensors: Mapping[str, DeviceTensor], workspace: int) -> ExecutionContext:
-        """Bind tensors of one batch size to the graph's inputs and outputs, by name.
-
-        ``workspace`` is the address of as many bytes of device memory, 256-byte aligned, which contexts that never run
-        at the same time may share. Contexts end before the engine is closed. Raises EngineError.
-        """
 
 
 def missing(package: str, install: str) -> str | None:

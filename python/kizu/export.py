@@ -27,13 +27,15 @@ from kizu.data.prepared import PreparedImages
 from kizu.engine import BuildOptions
 from kizu.engines.onnxruntime import OnnxRuntime
 from kizu.errors import ThresholdError, TrainingError
+from kizu.iterated import iterated
+from kizu.method import Iterated
 from kizu.pipeline import open_pipeline
 from kizu.prepare import Preparer, PrepareSpec, frame_digest
 from kizu.run_folder import load_file
 from kizu.settings import CHECKPOINT, RULES, epoch_file, read_settings
 from kizu.subpixel import subpixel
 from kizu.validation import score_images
-from kizu.variants import ExportError
+from kizu.variants import ExportError, Graphs
 
 GOLDEN_FRAMES = 32
 _RANGE_IMAGES = 64  # good images that set the int8 ranges
@@ -124,18 +126,19 @@ def export(
     found = _measure(graphs, module, (method.scoring, method.weight), spec, golden, parts)
     left_out = {**unfit, **found.left_out}
     graphs = {
-        name: graph
-        for name, graph in graphs.items()
+        name: each
+        for name, each in graphs.items()
         if name not in left_out and bundle.precision_of(name) in found.scores
     }
 
-    members = {f"graphs/{name}.onnx": graph.SerializeToString(deterministic=True) for name, graph in graphs.items()}
+    members, iteration = _members(graphs, module)
     pictures = {f"golden/{i:03}.png": bundle.encode_frame(frame) for i, frame in enumerate(golden)}
     manifest = bundle.Manifest(
         method=bundle.MethodInfo(settings.method, method.paper, asdict(method.config)),
         prepare=spec,
         scoring=method.scoring,
         weight=method.weight,
+        iteration=iteration,
         graphs={name: f"graphs/{name}.onnx" for name in graphs},
         calibration=bundle.Calibration(found.scores, len(split.calibration)),
         threshold=(
@@ -143,7 +146,7 @@ def export(
             if manual is None
             else calibrate.manual(list(found.scores), manual)
         ),
-        golden=bundle.Golden(tuple(pictures), found.golden, dict(bundle.TOLERANCES)),
+        golden=bundle.Golden(tuple(pictures), found.golden, dict(_tolerances(module))),
         training={
             "settings": settings.as_dict(),
             "split": split.rule,
@@ -161,6 +164,20 @@ def export(
     )
     bundle.write(path, manifest, {**members, **pictures})
     return Exported(path, found.deviations, left_out)
+
+
+def _members(graphs: Mapping[str, Graphs], module: nn.Module) -> tuple[dict[str, bytes], bundle.Iteration | None]:
+    """The bundle's members that hold the graphs, and how they are iterated."""
+    members = {f"graphs/{name}.onnx": each.graph.SerializeToString(deterministic=True) for name, each in graphs.items()}
+    if not isinstance(module, Iterated):
+        return members, None
+    starts, state = {}, ()
+    for name, each in graphs.items():
+        assert each.start is not None
+        starts[name] = f"graphs/{name}-start.onnx"
+        members[starts[name]] = each.start.SerializeToString(deterministic=True)
+        state = tuple(value.name for value in each.start.graph.output)
+    return members, bundle.Iteration(starts, module.steps, float(module.tolerance), module.patience, state)
 
 
 @dataclass(frozen=True)
@@ -181,7 +198,7 @@ class _Measured:
 
 
 def _measure(
-    graphs: Mapping[str, onnx.ModelProto],
+    graphs: Mapping[str, Graphs],
     module: nn.Module,
     scoring: Scoring,
     spec: PrepareSpec,
@@ -208,7 +225,7 @@ def _measure(
             left_out[name] = "some of its scores are not finite"
             return
         deviations[name] = float(np.max(np.abs(of_golden - reference))) / unit
-        allowed = bundle.TOLERANCES[bundle.precision_of(name)]
+        allowed = _tolerances(module)[bundle.precision_of(name)]
         if deviations[name] > allowed:
             left_out[name] = (
                 f"off by up to {deviations[name]:.3g} standard deviations of the good scores; {allowed:g} are allowed"
@@ -217,14 +234,19 @@ def _measure(
             scores.setdefault(name, tuple(np.sort(of_frames).tolist()))
 
     with tempfile.TemporaryDirectory() as folder:
-        for name, graph in graphs.items():
-            with _running(graph, spec, scoring, Path(folder), name) as score:
+        _, iteration = _members(graphs, module)
+        for name, each in graphs.items():
+            with _running(each, iteration, spec, scoring, Path(folder), name) as score:
                 judge(name, score(golden), score(sample.read() for sample in parts))
             if "fp32" in left_out:
                 raise ExportError(f"torch and ONNX Runtime disagree on the exported graph: {left_out['fp32']}")
     with torch.autocast("cpu", torch.bfloat16):  # engines compute bf16 from the fp32 graph
         judge("bf16", _torch_scores(module, scoring, golden_images), _torch_scores(module, scoring, part_images))
     return _Measured(tuple(reference.tolist()), scores, deviations, left_out)
+
+
+def _tolerances(module: nn.Module) -> Mapping[str, float]:
+    return bundle.ITERATED_TOLERANCES if isinstance(module, Iterated) else bundle.TOLERANCES
 
 
 def _check_parts(n: int, false_reject: float | None) -> None:
@@ -251,20 +273,35 @@ def _calibration_parts(split: Split, seed: int) -> list[Sample]:
     return [split.calibration[i] for i in chosen]
 
 
-def _graphs(module: nn.Module, spec: PrepareSpec, split: Split) -> tuple[dict[str, onnx.ModelProto], dict[str, str]]:
+def _graphs(module: nn.Module, spec: PrepareSpec, split: Split) -> tuple[dict[str, Graphs], dict[str, str]]:
     """The precision variants, and why others cannot be made."""
+    if isinstance(module, Iterated):
+        return _iterated_graphs(module, spec)
     spread = np.linspace(0, len(split.train) - 1, min(_RANGE_IMAGES, len(split.train))).round().astype(int)
     images = PreparedImages.read([split.train[i] for i in spread], spec)
     plain = variants.fp32(module, spec.channels, *spec.size)
-    fp32 = subpixel(plain, most_channels=_IMAGE_CHANNELS) or plain
-    graphs = {"fp32": fp32, "int8": variants.int8(plain, images.inputs())}
+    image = subpixel(plain, most_channels=_IMAGE_CHANNELS) or plain
+    int8 = variants.int8(plain, images.inputs())
+    graphs = {"fp32": Graphs(image), "int8": Graphs(int8)}
     unfit: dict[str, str] = {}
-    for name, source in (("fp16", plain), ("int8+fp16", graphs["int8"])):
+    for name, source in (("fp16", plain), ("int8+fp16", int8)):
         try:
-            graphs[name] = variants.fp16(source)
+            graphs[name] = Graphs(variants.fp16(source))
         except ExportError as error:
             unfit[name] = str(error)
-    graphs["int8-full"] = variants.int8(subpixel(plain) or plain, images.inputs(), between=True)
+    graphs["int8-full"] = Graphs(variants.int8(subpixel(plain) or plain, images.inputs(), between=True))
+    return graphs, unfit
+
+
+def _iterated_graphs(module: Iterated, spec: PrepareSpec) -> tuple[dict[str, Graphs], dict[str, str]]:
+    graphs = {"fp32": variants.iteration(module, spec.channels, *spec.size)}
+    unfit = dict.fromkeys(
+        ("int8", "int8+fp16"), "the steps of an iteration need gradients, which int8 is too coarse for"
+    )
+    try:
+        graphs["fp16"] = variants.iteration(module, spec.channels, *spec.size, half=True)
+    except ExportError as error:
+        unfit["fp16"] = str(error)
     return graphs, unfit
 
 
@@ -297,13 +334,23 @@ def _torch_scores(module: nn.Module, scoring: Scoring, images: PreparedImages) -
 
 @contextmanager
 def _running(
-    graph: onnx.ModelProto, spec: PrepareSpec, scoring: Scoring, folder: Path, name: str
+    graphs: Graphs,
+    iteration: bundle.Iteration | None,
+    spec: PrepareSpec,
+    scoring: Scoring,
+    folder: Path,
+    name: str,
 ) -> Iterator[Callable[[Iterable[NDArray[np.uint8]]], NDArray[np.float64]]]:
     """Frames to scores through prepare, ONNX Runtime and the scoring rule."""
-    source, built = folder / f"{name}.onnx", folder / f"{name}.built"
-    onnx.save(graph, source)
     options = BuildOptions(name)
-    OnnxRuntime.build(source, built, options)
+    built: list[Path] = []
+    for graph in filter(None, graphs):
+        source = folder / f"{name}-{len(built)}.onnx"
+        built.append(source.with_suffix(".built"))
+        onnx.save(graph, source)
+        OnnxRuntime.build(source, built[-1], options)
+    loaded = [OnnxRuntime(file, options) for file in built]
+    engine = loaded[0] if iteration is None else iterated(loaded[1], loaded[0], iteration, 1)
     rule, weight = scoring
-    with OnnxRuntime(built, options) as engine, open_pipeline(engine, spec, rule, weight=weight) as pipeline:
+    with engine, open_pipeline(engine, spec, rule, weight=weight) as pipeline:
         yield lambda frames: np.array([float(pipeline.run([frame])[0][0]) for frame in frames])

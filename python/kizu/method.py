@@ -120,6 +120,64 @@ def check_config(config: Any, **ranges: tuple[str, ...]) -> None:
                 raise TrainingError(f"{name} is {getattr(config, name)}, but must {said}")
 
 
+class Iterated(nn.Module, ABC):
+    """A module to export that computes by steps: the line runs ``start`` once and ``step`` again and again.
+
+    Both are exported, so that neither may branch on values; shapes but for the batch's are fixed. An image's results
+    depend on that image alone.
+
+    Attributes:
+        steps: steps taken (>= 1); the outputs are those at the state that they lead to.
+        tolerance: an image stops where its loss has fallen by no more than this share of it over the last
+            ``patience`` steps; 0: never.
+        patience: of the tolerance (>= 1).
+    """
+
+    steps: int
+    tolerance: float = 0.0
+    patience: int = 10
+
+    @abstractmethod
+    def start(self, x: Tensor) -> dict[str, Tensor]:
+        """The state at the beginning for inputs x (N, C, H, W), by name; float32, each with the batch first."""
+
+    @abstractmethod
+    def step(self, x: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The next state and, at the state that is given, the outputs and the "loss" (N,), by name; float32.
+
+        What of the state stays the same for all steps is not returned, but is an output, too.
+        """
+
+    @abstractmethod
+    def halved(self) -> Iterated:
+        """A copy whose networks compute in float16; what the state needs float32 for stays so."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """The outputs at the last state: ``step`` is called ``steps`` + 1 times, and its last state is not used."""
+        state, losses = self.start(x), []
+        going = torch.ones(len(x), dtype=torch.bool)
+        outputs: dict[str, Tensor] = {}
+        for _ in range(self.steps + 1):
+            found = self.step(x, state)
+            losses.append(found.pop("loss"))
+            same = {name: value for name, value in state.items() if name not in found}
+            state |= {name: found.pop(name) for name in state if name in found}
+            if not self.tolerance:
+                outputs = found
+                continue
+            outputs = {
+                name: torch.where(going.view(-1, *[1] * (value.dim() - 1)), value, outputs.get(name, value))
+                for name, value in found.items()
+            }
+            if len(losses) > self.patience:
+                before = losses[-1 - self.patience]
+                going &= before - losses[-1] > self.tolerance * before
+                if not going.any():
+                    break
+        return {**same, **outputs}
+
+
 def available() -> list[str]:
     """Names of the methods: the public modules under ``kizu.methods``."""
     import kizu.methods

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kizu.engine import CpuEngine, CudaEngine
+from kizu.engine import CpuProgram, CudaProgram
 from kizu.errors import EngineError, FrameError, ScoreError
 from kizu.scoring import Scorer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from kizu.engine import Engine
+    from kizu.engine import Program
     from kizu.pixel_format import PixelFormat
     from kizu.prepare import AnyFrame, Box, Frame, PrepareSpec
 
@@ -47,7 +47,7 @@ class Pipeline(ABC):
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Program,
         spec: PrepareSpec,
         rule: str,
         *,
@@ -146,7 +146,7 @@ class Pipeline(ABC):
 
 
 def open_pipeline(
-    engine: Engine,
+    engine: Program,
     spec: PrepareSpec,
     rule: str,
     *,
@@ -159,11 +159,11 @@ def open_pipeline(
     from kizu.cpu_pipeline import CpuPipeline
     from kizu.cuda_pipeline import CudaPipeline
 
-    if isinstance(engine, CudaEngine):
+    if isinstance(engine, CudaProgram):
         return CudaPipeline(
             engine, spec, rule, threads=threads, max_batch=max_batch, weight=weight, pixel_format=pixel_format
         )
-    assert isinstance(engine, CpuEngine)
+    assert isinstance(engine, CpuProgram)
     return CpuPipeline(
         engine, spec, rule, threads=threads, max_batch=max_batch, weight=weight, pixel_format=pixel_format
     )

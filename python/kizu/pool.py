@@ -12,7 +12,7 @@ from kizu.errors import KizuError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from kizu.engine import Engine
+    from kizu.engine import Program
     from kizu.pipeline import Pipeline
 
 
@@ -32,7 +32,7 @@ class Pool:
     A pipeline is free; in use by a call; or parked: frames were submitted to it, and no call is on its way.
     """
 
-    def __init__(self, pipelines: Sequence[Pipeline], engine: Engine) -> None:
+    def __init__(self, pipelines: Sequence[Pipeline], engine: Program) -> None:
         self.pipelines = tuple(pipelines)
         self._engine = engine
         # Re-entrant: a garbage collection may end a stream of this pool while it is held.

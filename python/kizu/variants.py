@@ -10,9 +10,9 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from kizu.errors import KizuError
 
+if TYPE_CHECKING:
+    from kizu.method import Iterated
+
 OPSET = 20  # >= 19: QuantizeLinear and DequantizeLinear take float16
 _CONVOLUTIONS = ["Conv", "ConvTranspose"]
 _BETWEEN = ["LeakyRelu", "Relu", "DepthToSpace", "Concat", "Reshape", "Unsqueeze"]
@@ -31,6 +34,13 @@ _LARGEST_FP16 = float(np.finfo(np.float16).max)
 
 class ExportError(KizuError):
     """A model cannot be exported, or what was exported does not agree with it."""
+
+
+class Graphs(NamedTuple):
+    """The graph of one precision variant; of an iterated module that of a step, and the one that starts it."""
+
+    graph: onnx.ModelProto
+    start: onnx.ModelProto | None = None
 
 
 @contextlib.contextmanager
@@ -47,14 +57,15 @@ def _quiet() -> Iterator[None]:
 
 
 class _Outputs(nn.Module):
-    """A method's export module with a tuple for its dictionary, as the exporter wants it."""
+    """A module's function of tensors with a tuple for its dictionary, as the exporter wants it."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, call: Callable[..., Mapping[str, Tensor]]) -> None:
         super().__init__()
-        self.module = module
+        self.module = module  # whose parameters these are
+        self.call = call
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.module(x).values())
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.call(*tensors).values())
 
 
 def fp32(module: nn.Module, channels: int, height: int, width: int) -> onnx.ModelProto:
@@ -64,17 +75,58 @@ def fp32(module: nn.Module, channels: int, height: int, width: int) -> onnx.Mode
         ExportError: the module's graph would take one size of batch alone.
     """
     module = module.eval()
-    example = torch.zeros(2, channels, height, width)
+    example = {"x": torch.zeros(2, channels, height, width)}
     with torch.no_grad():
-        names = list(module(example))
+        names = list(module(*example.values()))
+    return _exported(module, module, example, names)
+
+
+def iteration(module: Iterated, channels: int, height: int, width: int, *, half: bool = False) -> Graphs:
+    """The ONNX graphs of an iterated module's ``start`` and ``step``, or with ``half`` those of ``module.halved()``.
+
+    ``start`` computes the state from ``x``. ``step`` reads ``x`` and the state, and writes what of the state changes as
+    ``next_`` and its name, the outputs and ``loss``. All of them are float32.
+
+    Raises:
+        ExportError: a weight does not fit float16.
+    """
+    module = module.eval()
+    with torch.no_grad():
+        x = torch.zeros(2, channels, height, width)
+        state = module.start(x)
+        found = list(module.step(x, state))
+    names = [f"next_{name}" if name in state else name for name in found]
+    if half:
+        module = module.halved().eval()
+
+    def step(x: Tensor, *values: Tensor) -> dict[str, Tensor]:
+        return module.step(x, dict(zip(state, values, strict=True)))
+
+    with torch.no_grad():
+        start = _exported(module, module.start, {"x": x}, list(state))
+        graph = _exported(module, step, {"x": x, **state}, names)
+    for tensor in (tensor for each in (start, graph) for tensor in each.graph.initializer):
+        if half and tensor.data_type == TensorProto.FLOAT16 and not np.isfinite(numpy_helper.to_array(tensor)).all():
+            raise ExportError(f"{tensor.name} holds a value of more than {_LARGEST_FP16:g}, which float16 cannot")
+    return Graphs(graph, start)
+
+
+def _exported(
+    module: nn.Module,
+    call: Callable[..., Mapping[str, Tensor]],
+    example: Mapping[str, Tensor],
+    names: Sequence[str],
+) -> onnx.ModelProto:
+    """The graph of a module's function of tensors, by its inputs' and outputs' names; all have a free batch."""
+    batch = {0: torch.export.Dim("batch")}
     with _quiet():
         program = torch.onnx.export(
-            _Outputs(module),
-            (example,),
+            _Outputs(module, call),
+            tuple(example.values()),
             dynamo=True,
-            input_names=["x"],
-            output_names=names,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=list(example),
+            output_names=list(names),
+            dynamic_shapes=(tuple(batch for _ in example),),  # of the variadic argument
             opset_version=OPSET,
             verbose=False,
         )
