@@ -524,7 +524,7 @@ def test_a_variant_that_disagrees_is_left_out_and_recorded(
     assert manifest.training["left_out"] == dict(done.left_out)
     assert manifest.training["deviations"] == dict(done.deviations)
     if np.isnan(off):
-        assert all("not finite" in reason for reason in done.left_out.values())
+        assert all("not finite" in done.left_out[name] for name in ("int8", "int8+fp16"))  # int8 has no NaN
     else:
         assert done.deviations["int8"] > TOLERANCES["int8"]
         assert all(f"{done.deviations[name]:.3g}" in reason for name, reason in done.left_out.items())
