@@ -63,6 +63,11 @@ def ratio(row: Row, rows: Iterable[Row]) -> float | None:
     return row.p50 / found[0] if found else None
 
 
+def shown(milliseconds: float) -> str:
+    """Three digits, never as a power of ten."""
+    return f"{float(f'{milliseconds:.3g}'):g}"
+
+
 def runtime_label(runtime: str) -> str:
     """As tables call it."""
     if runtime == "torch":
@@ -79,7 +84,7 @@ def text(rows: Sequence[Row]) -> str:
         for row in rows:
             if row.runtime == runtime:
                 label = next(system.label for system in SYSTEMS if system.name == row.system)
-                times = ("-" if value is None else f"{value:.4g}" for value in (row.p50, row.p90, row.p99))
+                times = ("-" if value is None else shown(value) for value in (row.p50, row.p90, row.p99))
                 times_algan = ratio(row, rows)
                 share = "-" if times_algan is None else f"{times_algan:.2f}"
                 lines.append((runtime_label(runtime), label, *times, str(row.rounds), share))
@@ -111,7 +116,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def _cell(row: Row | None, rows: Sequence[Row]) -> str:
     if row is None:
         return ""
-    times = " / ".join(f"{value:.3g}" for value in (row.p50, row.p90, row.p99) if value is not None)
+    times = " / ".join(shown(value) for value in (row.p50, row.p90, row.p99) if value is not None)
     if row.system == ALGAN.name:
         return times
     times_algan = ratio(row, rows)
@@ -143,7 +148,6 @@ class Area:
     """A system's AUROC on MNIST: the mean over digits of the mean over seeds."""
 
     system: str
-    variant: str
     auroc: float
     digits: int
     runs: int
@@ -157,8 +161,7 @@ def areas(files: Iterable[tuple[Path, Sequence[str] | None]], column: str = "tes
         files: a file, which may be missing, and the variants taken from it (None: all that name a system).
         column: which AUROC.
     """
-    found: dict[str, dict[str, list[float]]] = {}
-    names: dict[str, tuple[str, int]] = {}
+    found: dict[tuple[str, int], dict[str, list[float]]] = {}
     for path, variants in files:
         if not path.exists():
             continue
@@ -169,18 +172,17 @@ def areas(files: Iterable[tuple[Path, Sequence[str] | None]], column: str = "tes
                 taken = variant in variants if variants is not None else system != ALGAN.name
                 if system is None or not taken or not value:
                     continue
-                names.setdefault(system, (variant, json.loads(row.get("changes") or "{}").get("steps", 0)))
-                found.setdefault(system, {}).setdefault(row.get("data") or "", []).append(float(value))
+                steps = json.loads(row.get("changes") or "{}").get("steps", 0)
+                found.setdefault((system, steps), {}).setdefault(row.get("data") or "", []).append(float(value))
     return [
         Area(
             system,
-            names[system][0],
             fmean(fmean(values) for values in by_digit.values()),
             len(by_digit),
             sum(len(values) for values in by_digit.values()),
-            names[system][1],
+            steps,
         )
-        for system, by_digit in found.items()
+        for (system, steps), by_digit in found.items()
     ]
 
 

@@ -21,8 +21,8 @@ class System:
         label: as tables and figures call it.
         method: the method's name.
         config: settings of the method that differ from its defaults.
-        alike: the trained systems whose network has this shape, by the names that ``prediction.system_of`` gives;
-            their time is this one's.
+        alike: labels of the trained systems whose network has this shape, by the names that ``prediction.system_of``
+            gives; their time is this one's.
         steps: of the search for a frame's latent; 0: there is none. Its bundle is made, and each engine proved, with
             ``FEW_STEPS``: the graphs are the same, and that is hundreds of searches.
     """
@@ -31,7 +31,7 @@ class System:
     label: str
     method: str
     config: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    alike: tuple[str, ...] = ()
+    alike: Mapping[str, str] = field(default_factory=dict, hash=False)
     steps: int = 0
 
     @property
@@ -50,32 +50,37 @@ class System:
         return self.steps != FEW_STEPS
 
 
-ALGAN = System("algan_image", "ALGAN-image", "algan_image", alike=("algan_image",))
+ALGAN = System("algan_image", "ALGAN-image", "algan_image", alike={"algan_image": "ALGAN-image"})
 
 # The consistency loss trains the same networks to other weights: with and without it a bi-directional GAN takes as
 # long, so that its four systems have two shapes. Both are trained with it here.
 SYSTEMS = (
     ALGAN,
-    System("autoencoder", "AutoEncoder", "autoencoder", alike=("autoencoder",)),
+    System("autoencoder", "AutoEncoder", "autoencoder", alike={"autoencoder": "AutoEncoder"}),
     System(
         "bigan_concat_consistency",
         "BiGAN concatenation (EGBAD), ± consistency",
         "bigan",
         {"conditioning": "concat"},
-        alike=("bigan_concat", "bigan_concat_consistency"),
+        alike={"bigan_concat": "EGBAD", "bigan_concat_consistency": "BiGAN concatenation + consistency"},
     ),
     System(
         "bigan_projection_consistency",
         "BiGAN projection, ± consistency",
         "bigan",
         {"conditioning": "projection"},
-        alike=("bigan_projection", "bigan_projection_consistency"),
+        alike={
+            "bigan_projection": "BiGAN projection",
+            "bigan_projection_consistency": "BiGAN projection + consistency",
+        },
     ),
     # Half of the 20 epochs train the GAN, half the encoder.
-    System("f_anogan", "f-AnoGAN", "f_anogan", {"gan_epochs": 10}, alike=("f_anogan",)),
+    System("f_anogan", "f-AnoGAN", "f_anogan", {"gan_epochs": 10}, alike={"f_anogan": "f-AnoGAN"}),
     System("anogan_few_steps", f"AnoGAN, {FEW_STEPS} steps", "anogan", SEARCH, steps=FEW_STEPS),  # to compare
-    System("anogan_50_steps", "AnoGAN, 50 steps", "anogan", SEARCH, alike=("anogan",), steps=50),  # our experiments'
-    System("anogan", "AnoGAN, 500 steps", "anogan", SEARCH, alike=("anogan",), steps=500),  # its paper's
+    System(
+        "anogan_50_steps", "AnoGAN, 50 steps", "anogan", SEARCH, {"anogan": "AnoGAN, 50 steps"}, steps=50
+    ),  # our experiments'
+    System("anogan", "AnoGAN, 500 steps", "anogan", SEARCH, {"anogan": "AnoGAN, 500 steps"}, steps=500),  # its paper's
 )
 
 

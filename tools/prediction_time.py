@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +103,6 @@ def block(held: Mapping[str, Any], found: Sequence[Area]) -> str:
     parts += _latency(held["latency"])
     drawn = points(rows, found)
     if drawn:
-        steps = "".join(f"; {label} searches {area.steps} steps" for label, area, _ in drawn if area.steps)
         named = ", ".join(
             f"{label} {area.auroc:.3f} ({area.digits} digits, {area.runs} runs)" for label, area, _ in drawn
         )
@@ -111,7 +110,7 @@ def block(held: Mapping[str, Any], found: Sequence[Area]) -> str:
             f"![AUROC against prediction time]({FIGURE})",
             "Detection against time. The AUROCs are those of MNIST, one digit good, 32×32, at the epoch that labelled "
             "validation images picked, mean over digits ([docs/reproduction](docs/reproduction)), the times those of "
-            f"256×256 above: {named}{steps}.",
+            f"256×256 above: {named}.",
         ]
     return "\n\n".join([BEGIN, *parts, END])
 
@@ -153,7 +152,7 @@ def points(rows: Sequence[Row], found: Sequence[Area]) -> list[Point]:
         if by_engine:
             held["kizu"] = min(by_engine, key=lambda row: row.p50)
         if held and system is not None:
-            made.append((system.label if len(system.alike) == 1 else area.variant, area, held))
+            made.append((system.alike[area.system], area, held))
     return made
 
 
@@ -170,7 +169,7 @@ def draw(rows: Sequence[Row], found: Sequence[Area], path: Path) -> None:
         if "kizu" in held:
             panel.plot(held["kizu"].p50, y, "o", color=color, label="kizu, its fastest engine and precision")
             label = f"{label}: {runtime_label(held['kizu'].runtime)}"
-        at = median([row.p50 for row in held.values()])
+        at = geometric_mean([row.p50 for row in held.values()])
         panel.annotate(label, (at, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7)
     panel.set_xscale("log")
     panel.set_xlabel("prediction time of a frame, ms (p50, 256×256)", fontsize=8)
