@@ -48,7 +48,7 @@ def by_torch(module: Any, manifest: Manifest) -> Score:
     torch.set_num_threads(THREADS)
     spec, weight = manifest.prepare, manifest.weight
     assert spec.crop is None
-    assert not spec.mean
+    assert {*spec.mean, *spec.std} == {0.5}
 
     def prepared(frame: NDArray[np.uint8]) -> Any:
         resized = Image.fromarray(frame).resize(spec.size[::-1], Image.Resampling.BILINEAR)

@@ -141,5 +141,5 @@ def unmeasurable(system: System, runtime: str) -> str | None:
         return None
     engine, precision = runtime.rsplit("_", 1)
     if system.steps and precision not in ("fp32", "fp16"):
-        return "a search is exported in fp32 and fp16 alone"
+        return "a search is measured in fp32 and fp16"
     return ENGINES[engine].unavailable() or choose(engine).unsupported(precision)

@@ -40,7 +40,7 @@ def test_readme_says_what_the_record_holds() -> None:
     """The check above would not notice a command that writes nothing of it."""
     held = committed()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for said in (held["date"], held["machine"]["processor"], *held["machine"]["instructions"]):
+    for said in (held["note"], held["date"], held["machine"]["processor"], *held["machine"]["instructions"]):
         assert said in readme
     for name in ("openvino", "onnxruntime", "torch", "python"):
         assert held["machine"]["versions"][name] in readme
@@ -127,6 +127,7 @@ def test_a_record_of_a_run() -> None:
         "0123456789ab+",
         {"overhead_share": 0.16},
     )
+    assert prediction_time.record(run, "On a busy machine.")["note"] == "On a busy machine."
     with pytest.raises(SystemExit, match="no prediction times"):
         prediction_time.record({**run, "benchmarks": run["benchmarks"][1:]})
 

@@ -34,9 +34,11 @@ def main() -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="tools/prediction_time.py", description=__doc__)
     parser.add_argument("measured", nargs="?", type=Path, metavar="FILE", help="what --benchmark-json wrote")
+    parser.add_argument("--note", default="", help="a sentence for README, such as what else the machine did meanwhile")
     options = parser.parse_args()
     if options.measured:
-        write(ROOT / RECORD, json.dumps(record(json.loads(options.measured.read_text())), indent=1) + "\n")
+        held = record(json.loads(options.measured.read_text(encoding="utf-8")), options.note)
+        write(ROOT / RECORD, json.dumps(held, indent=1) + "\n")
     held = json.loads((ROOT / RECORD).read_text(encoding="utf-8"))
     found = committed_areas()
     draw(rows_of(held), found, ROOT / FIGURE)
@@ -51,7 +53,7 @@ def write(path: Path, text: str) -> None:
     print(path.relative_to(ROOT))
 
 
-def record(measured: Mapping[str, Any]) -> dict[str, Any]:
+def record(measured: Mapping[str, Any], note: str = "") -> dict[str, Any]:
     """What is kept of a run of the benchmarks; raises SystemExit if it measured no prediction time."""
     benchmarks, machine = measured["benchmarks"], measured["machine_info"].get("kizu")
     rows = condensed(each["extra_info"] for each in benchmarks if "runtime" in each["extra_info"])
@@ -61,6 +63,7 @@ def record(measured: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "date": measured["datetime"][:10],
         "revision": str(commit.get("id", "unknown"))[:12] + ("+" if commit.get("dirty") else ""),
+        "note": note,
         "machine": machine,
         "latency": {name: float(f"{values[name]:.4g}") for name in LATENCY if name in values},
         "rows": [{name: value for name, value in asdict(row).items() if value is not None} for row in rows],
@@ -95,6 +98,8 @@ def block(held: Mapping[str, Any], found: Sequence[Area]) -> str:
         f"{versions['python']}, {engines}. PyTorch resizes with Pillow and computes in fp32; " + _rounds(rounds),
         markdown(rows),
     ]
+    if held["note"]:
+        parts.insert(0, f"**{held['note']}**")
     if any("±" in system.label for system in SYSTEMS if any(row.system == system.name for row in rows)):
         parts.append(
             "The consistency loss is one of training: with and without it a bi-directional GAN is the same network, "
