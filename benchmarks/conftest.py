@@ -1,37 +1,32 @@
-"""What the benchmarks share: the bundle they measure, made once and kept in ``build/bench``.
+"""What the benchmarks share: the bundles that they measure, made once and kept in ``build/bench``.
 
 Without torch, as on a device, the GPU's benchmarks alone are collected; their bundle is ``$KIZU_BUNDLE``.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 import kizu
+from bundles import KEPT, THREADS, exported, part, trained
+from comparisons import machine
 from kizu import Detector
+from prediction import RECORDS, condensed, text
+from systems import ALGAN
 
-THREADS = 2
-ROOT = Path(__file__).resolve().parent.parent
-KEPT = ROOT / "build" / "bench"
+if TYPE_CHECKING:
+    from systems import System
 
-
-def part(rng: np.random.Generator, *, side: int = 900) -> NDArray[np.uint8]:
-    """A picture of a made-up part, uint8 (side, side, 3): a blurred disc of varying place, size and colour on grain."""
-    y, x = np.mgrid[0:side, 0:side] / side - 0.5
-    centre, radius = rng.uniform(-0.1, 0.1, 2), rng.uniform(0.25, 0.4)
-    disc = 1 / (1 + np.exp((np.hypot(y - centre[0], x - centre[1]) - radius) * 80))
-    image = rng.uniform(40, 110, 3) + disc[..., None] * rng.uniform(40, 130, 3)
-    noisy: NDArray[np.float64] = image + rng.normal(0, rng.uniform(4, 16), (side, side, 1))
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+    Load = Callable[[System, str, str], Detector]
 
 
 @pytest.fixture(scope="session")
@@ -42,79 +37,38 @@ def frames() -> list[NDArray[np.uint8]]:
 
 
 @pytest.fixture(scope="session")
-def run() -> Path:
-    """ALGAN-image at 256 x 256 and its published widths after 20 seeded training steps."""
-    from kizu.settings import TrainingSettings, epoch_file
-    from kizu.training import train
-
-    code = hashlib.sha256()
-    for path in sorted(ROOT.glob("python/kizu/**/*.py")):
-        if path.parent.name in ("methods", "layers") or path.name in ("training.py", "method.py"):
-            code.update(path.read_bytes())
-    code.update(Path(__file__).read_bytes())
-    folder = KEPT / code.hexdigest()[:16]
-    if not epoch_file(folder / "run", "good").exists():
-        images = folder / "parts" / "good"
-        images.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng(0)
-        for i in range(120):
-            Image.fromarray(part(rng)).save(images / f"{i:03}.png", compress_level=1)
-        settings = TrainingSettings(
-            data=str(folder / "parts"),
-            size=256,
-            batch_size=4,
-            epochs=20,
-            limit=None,
-            calibration=0.93,  # of 72 training images five remain: one step of four an epoch, 20 in all
-            validate_every=20,
-            threads=THREADS,
-        )
-        train(settings, folder / "run", resume=(folder / "run" / "checkpoint.pt").exists())
-    return folder / "run"
+def run_of() -> Callable[[System], Path]:
+    """Each system's run, trained when it is first asked for."""
+    return functools.cache(trained)
 
 
 @pytest.fixture(scope="session")
-def bundle(run: Path) -> Path:
-    """The run's bundle, made anew when what writes it or its manifest has changed."""
-    from kizu.export import export
-
-    code = hashlib.sha256()
-    for name in ("prepare", "bundle", "export"):
-        code.update((ROOT / "python" / "kizu" / f"{name}.py").read_bytes())
-    path = run.parent / f"algan-{code.hexdigest()[:16]}.kizu"
-    if not path.exists():
-        export(run, path, rule="good")
-    return path
+def bundle(run_of: Callable[[System], Path]) -> Path:
+    """ALGAN-image's bundle."""
+    return exported(run_of(ALGAN))
 
 
 @pytest.fixture(scope="session")
-def torch_discriminator(run: Path) -> object:
-    """The run's network as torch trained it."""
-    from kizu.run_folder import load_file
-    from kizu.settings import epoch_file, read_settings
+def load(run_of: Callable[[System], Path]) -> Iterator[Load]:
+    """Detectors by system, engine and precision, on two threads, made when they are first asked for."""
 
-    settings = read_settings(run)
-    method = settings.create(settings.prepare(settings.dataset()))
-    module = method.export_module()
-    module.load_state_dict(load_file(epoch_file(run, "good"))["module"])
-    return module.eval()
+    @functools.cache
+    def made(system: System, engine: str, precision: str) -> Detector:
+        path = exported(run_of(system))
+        detector = kizu.load(path, engine=engine, precision=precision, threads=THREADS, cache=KEPT / "cache")
+        opened.append(detector)
+        return detector
 
-
-@pytest.fixture(scope="session")
-def loaded(bundle: Path) -> Iterator[Callable[[str], Detector]]:
-    """Detectors of the bundle by precision, on two threads."""
-    made: dict[str, Detector] = {}
-
-    def load(precision: str) -> Detector:
-        if precision not in made:
-            made[precision] = kizu.load(
-                bundle, engine="openvino", precision=precision, threads=THREADS, cache=KEPT / "cache"
-            )
-        return made[precision]
-
-    yield load
-    for detector in made.values():
+    opened: list[Detector] = []
+    yield made
+    for detector in opened:
         detector.close()
+
+
+@pytest.fixture(scope="session")
+def loaded(load: Load) -> Callable[[str], Detector]:
+    """ALGAN-image's detectors on OpenVINO, by precision."""
+    return functools.partial(load, ALGAN, "openvino")
 
 
 if importlib.util.find_spec("torch") is None:
@@ -122,6 +76,7 @@ if importlib.util.find_spec("torch") is None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--turns", type=int, default=5, help="turns that the sides of the prediction times take (5)")
     parser.addoption("--sides", default="", help="run only the benchmarks that measure these sides (comma-separated)")
 
 
@@ -144,3 +99,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """Two threads on both sides; libraries read these before they start theirs."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(THREADS))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """What prediction times depend on, into the benchmarks' JSON."""
+    machine_info["kizu"] = {**machine(), "threads": THREADS}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The prediction times of this run."""
+    records: list[dict[str, Any]] = config.stash.get(RECORDS, [])
+    rows = condensed(records)
+    if rows:
+        terminalreporter.section("prediction time")
+        terminalreporter.write_line(text(rows))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from conftest import KEPT, THREADS
+from bundles import KEPT, THREADS
 from kizu import Detector
 
 PROGRAM = """

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import kizu
-from conftest import KEPT, ROOT, THREADS
+from bundles import KEPT, ROOT, THREADS
 from kizu.data.prepared import PreparedImages
 from kizu.engine import engines
 from kizu.metrics import auroc

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 import kizu
-from conftest import KEPT
+from bundles import KEPT
 from kizu import Bundle, Detector, _core
 from kizu.compiled import compiled, default_cache
 from kizu.engine import BuildOptions, choose, default_threads, engines

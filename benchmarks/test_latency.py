@@ -8,44 +8,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
-from conftest import THREADS
+from bundles import THREADS, module
 from kizu import Detector
 from kizu.engine import choose
+from scores import Score, by_kizu, by_torch
+from systems import ALGAN, System
 
 TURNS = range(5)
 ROUNDS = 25
 BY_HAND_TOLERANCE = 3.0  # standard deviations of the good scores
 SIDES = ("kizu_int8", "torch_eager", "kizu_bf16", "openvino_by_hand", "kizu_fp32")
 Frames = Sequence[NDArray[np.uint8]]
-Score = Callable[[NDArray[np.uint8]], float]
-
-
-def by_kizu(detector: Detector) -> Score:
-    return lambda frame: detector.score(frame).score
-
-
-def by_torch(module: Any) -> Score:
-    """What a PyTorch user would run: Pillow's resize, the rest in eager torch, float32."""
-    import torch
-
-    torch.set_num_threads(THREADS)
-
-    def score(frame: NDArray[np.uint8]) -> float:
-        with torch.inference_mode():
-            resized = Image.fromarray(frame).resize((256, 256), Image.Resampling.BILINEAR)
-            x = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].float() / 127.5 - 1
-            x = torch.cat([x, x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
-            return float(-module(x)["logit"][0])
-
-    return score
 
 
 def by_openvino(detector: Detector) -> Score:
@@ -68,10 +49,11 @@ def by_openvino(detector: Detector) -> Score:
 
 
 @pytest.fixture(scope="module")
-def sides(loaded: Callable[[str], Detector], torch_discriminator: Any) -> dict[str, tuple[Score, float]]:
+def sides(loaded: Callable[[str], Detector], run_of: Callable[[System], Path]) -> dict[str, tuple[Score, float]]:
     """Each side, and how far its scores may be from torch's in standard deviations of the good scores."""
-    tolerances = loaded("fp32").bundle.manifest.golden.tolerances
-    made: dict[str, tuple[Score, float]] = {"torch_eager": (by_torch(torch_discriminator), 0.05)}
+    manifest = loaded("fp32").bundle.manifest
+    tolerances = manifest.golden.tolerances
+    made: dict[str, tuple[Score, float]] = {"torch_eager": (by_torch(module(run_of(ALGAN)), manifest), 0.05)}
     for precision in ("fp32", "int8", "bf16"):
         if choose("openvino").unsupported(precision) is None:
             made[f"kizu_{precision}"] = (by_kizu(loaded(precision)), tolerances[precision] + 0.05)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from conftest import KEPT
+from bundles import KEPT
 from kizu.scoring import Scorer
 
 TURNS = range(5)

@@ -28,7 +28,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import DataLoader, Dataset
 
-from conftest import THREADS, part
+from bundles import THREADS, part
 from kizu.layers.dcgan import Discriminator
 from kizu.layers.spectral import SpectralConv2d, without_spectral_norm
 from kizu.method import TrainingState
