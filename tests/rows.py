@@ -123,6 +123,16 @@ METHODS = (
     ),
 )
 
+# Of two graphs, which test_iterated.py and test_anogan.py run and test_tensorrt_builds.py compiles.
+ITERATED = (
+    MethodRow(
+        name="anogan",
+        scoring="residual_feature",
+        outputs={"x_hat": IMAGE, "f": DEEPEST, "f_hat": DEEPEST},
+        config={"width": 8, "latent_dim": 16, "lr_g": 1e-3, "lr_d": 1e-3, "steps": 10},
+    ),
+)
+
 OPS = (
     OpRow("prepare", prepare.prepare, prepare_reference.prepare_reference, 0.0),
     OpRow("resize", _resize, prepare_reference.resize_reference, 0.0),

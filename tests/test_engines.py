@@ -33,7 +33,7 @@ from kizu.engine import BuildOptions, CpuEngine, CudaEngine, choose, engines
 from kizu.method import available, get
 from kizu.prepare_reference import prepare_reference
 from kizu.scoring import Scorer
-from rows import CUDA_ENGINES, ENGINES, METHODS, TOLERANCES, EngineRow, MethodRow
+from rows import CUDA_ENGINES, ENGINES, ITERATED, METHODS, TOLERANCES, EngineRow, MethodRow
 
 BY_NAME = {row.name: row for row in ENGINES}
 
@@ -67,7 +67,7 @@ def loaded(request: pytest.FixtureRequest, graphs: dict[str, Path], tmp_path: Pa
 
 def test_there_is_a_row_for_every_engine_and_method() -> None:
     assert {row.name for row in (*ENGINES, *CUDA_ENGINES)} == set(engines())
-    assert {row.name for row in METHODS} == set(available())
+    assert {row.name for row in (*METHODS, *ITERATED)} == set(available())
     for row in (*ENGINES, *CUDA_ENGINES):
         engine = engines()[row.name]
         assert issubclass(engine, CudaEngine if row in CUDA_ENGINES else CpuEngine)

@@ -147,7 +147,7 @@ def search() -> Mapping[str, onnx.ModelProto]:
     spec, method = PrepareSpec(size=(64, 64), pool=False), get("anogan")
     module = method.create(spec, method.config_type(steps=2)).export_module()
     assert isinstance(module, Iterated)
-    graphs = {}
+    graphs: dict[str, onnx.ModelProto] = {}
     for precision, half in (("fp32", False), ("fp16", True)):
         made = variants.iteration(module, spec.channels, *spec.size, half=half)
         assert made.start is not None

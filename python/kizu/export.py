@@ -346,7 +346,7 @@ def _running(
     The graphs are run as they are written, not built first: the optimiser of ONNX Runtime 1.31 changes what an
     int8+fp16 graph computes where a tensor is reshaped between two convolutions.
     """
-    loaded = []
+    loaded: list[OnnxRuntime] = []
     for graph in filter(None, graphs):
         source = folder / f"{name}-{len(loaded)}.onnx"
         onnx.save(graph, source)
