@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from bundles import module
 from kizu.engine import CpuEngine, choose, engines
-from kizu.scoring import RULES
 from prediction import RECORDS
 from scores import Score, by_kizu, by_kizu_in, by_torch
 from systems import ALGAN, FEW_STEPS, System, of_few_steps, systems
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 ENGINES = {name: engine for name, engine in engines().items() if issubclass(engine, CpuEngine)}
 RUNTIMES = ("torch", *(f"{name}_{precision}" for name, engine in ENGINES.items() for precision in engine.variants))
-UNMEASURED = set() if "residual" in RULES else {"autoencoder"}  # there is no rule to score it by
 Frames = Sequence[NDArray[np.uint8]]
 
 
@@ -39,12 +37,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every turn, runtime and system; where nothing is timed, ALGAN-image once: others would have to be trained."""
     option = metafunc.config.getoption
     quick = option("benchmark_disable")
-    measured = [system for system in systems() if system.method not in UNMEASURED]
     chosen = [
         pytest.param(turn, runtime, system, f"{system.name}_{runtime}", id=f"{turn}-{runtime}-{system.name}")
         for turn in range(1 if quick else option("turns"))
         for runtime in RUNTIMES
-        for system in ([ALGAN] if quick else measured)
+        for system in ([ALGAN] if quick else systems())
         if (system.turns is None or turn < system.turns) and (system.in_tables or option("sides"))
     ]
     metafunc.parametrize(("turn", "runtime", "system", "side"), chosen)
