@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ from rows import EngineRow
 
 SPEC = PrepareSpec(size=(32, 32), pool=False)
 CONFIG = AnoganConfig(width=4, latent_dim=5, steps=3, lr_g=1e-3, lr_d=2e-3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another in ten thousand small steps are slow where others compute, too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def made(config: AnoganConfig = CONFIG, spec: PrepareSpec = SPEC) -> Anogan:

@@ -31,6 +31,15 @@ SPEC = PrepareSpec(size=(SIZE, SIZE), pool=False, mean=(0.485, 0.456, 0.406), st
 EACH_ENGINE = pytest.mark.parametrize("row", ENGINES, ids=lambda row: row.name)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another in ten thousand small steps are slow where others compute, too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Networks:
     """G and the features, with weights and running statistics that make their outputs depend on their inputs."""
 
