@@ -57,11 +57,13 @@ class Exported:
         deviations: graph variant, or bf16 -> largest difference from torch over the golden frames, in standard
             deviations of the good calibration scores.
         left_out: the same -> why it is not in the bundle.
+        tolerances: precision -> the largest deviation that is allowed, in the same unit.
     """
 
     path: Path
     deviations: Mapping[str, float]
     left_out: Mapping[str, str]
+    tolerances: Mapping[str, float]
 
 
 def export(
@@ -163,7 +165,7 @@ def export(
         seen=tuple(sorted({digest for digests in seen.values() for digest in digests})),
     )
     bundle.write(path, manifest, {**members, **pictures})
-    return Exported(path, found.deviations, left_out)
+    return Exported(path, found.deviations, left_out, manifest.golden.tolerances)
 
 
 def _members(graphs: Mapping[str, Graphs], module: nn.Module) -> tuple[dict[str, bytes], bundle.Iteration | None]:
