@@ -127,11 +127,11 @@ def export(
     note(f"scoring {len(parts)} calibration images and {len(golden)} golden frames in each precision")
     found = _measure(graphs, module, (method.scoring, method.weight), spec, golden, parts)
     left_out = {**unfit, **found.left_out}
-    graphs = {
-        name: each
-        for name, each in graphs.items()
-        if name not in left_out and bundle.precision_of(name) in found.scores
-    }
+    for name in graphs:
+        precision = bundle.precision_of(name)
+        if precision not in found.scores:
+            left_out.setdefault(name, f"it is another form of {precision}, which is left out and so has no threshold")
+    graphs = {name: each for name, each in graphs.items() if name not in left_out}
 
     members, iteration = _members(graphs, module)
     pictures = {f"golden/{i:03}.png": bundle.encode_frame(frame) for i, frame in enumerate(golden)}
