@@ -48,6 +48,7 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str]
     scoring: str  # a rule of scoring.py
     weight: float = 0.0  # lambda of the rules that have one, from 0 to 1
+    least_batch: ClassVar[int] = 1  # images that a training step needs
     pools: ClassVar[bool] = False  # the input has the maximum and mean over a frame's channels appended
     first_scored_epoch: int = 1  # the first at whose end the networks can score
     config_type: ClassVar[type]  # a frozen dataclass; its defaults are the paper's

@@ -95,6 +95,11 @@ def train(
             f"{settings.epochs}; train longer, or see the settings of the method"
         )
     batch_size = min(settings.batch_size, len(split.train))
+    if batch_size < method.least_batch:
+        raise TrainingError(
+            f"{settings.method} trains on batches of at least {method.least_batch} images, but batch_size is "
+            f"{settings.batch_size} and there are {len(split.train)} training images; give it more"
+        )
     method.start(batches=len(split.train) // batch_size, batch_size=batch_size)
     progress.note(describe(split))
     threads = settings.threads or default_threads()

@@ -91,6 +91,7 @@ class Bigan(Method):
         "K. Komoto, H. Aizawa and K. Kato, Consistency Ensured Bi-directional GAN for Anomaly Detection, 2020"
     )
     config_type: ClassVar[type] = BiganConfig
+    least_batch: ClassVar[int] = 2  # batch norm of latents, which have one value a channel
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "egbad": {"config": {"conditioning": "concat", "consistency": 0.0}},

@@ -104,6 +104,7 @@ class FAnogan(Method):
     )
     scoring = "residual_feature"
     config_type: ClassVar[type] = FAnoganConfig
+    least_batch: ClassVar[int] = 2  # batch norm of latents, which have one value a channel
 
     def __init__(self, prepare: PrepareSpec, config: FAnoganConfig) -> None:
         super().__init__()
