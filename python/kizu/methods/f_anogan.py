@@ -103,6 +103,7 @@ class FAnogan(Method):
         "Medical Image Analysis 54, 2019"
     )
     scoring = "residual_feature"
+    scored_after: ClassVar[str] = "gan_epochs"
     config_type: ClassVar[type] = FAnoganConfig
     least_batch: ClassVar[int] = 2  # batch norm of latents, which have one value a channel
 
@@ -110,7 +111,6 @@ class FAnogan(Method):
         super().__init__()
         self.config = config
         self.weight = config.weight
-        self.first_scored_epoch = config.gan_epochs + 1
         shared: dict[str, Any] = {
             "size": check_size(*prepare.size),
             "channels": prepare.own_channels,
