@@ -31,6 +31,7 @@ from kizu import run_folder
 from kizu.data import Augmentation, open_dataset
 from kizu.data.prepared import PreparedImages, augment, cut_paste
 from kizu.errors import TrainingError
+from kizu.method import get
 from kizu.methods.algan_image import AlganImage
 from kizu.prepare import PrepareSpec, prepare
 from kizu.run_folder import load_file
@@ -765,3 +766,10 @@ def test_a_checkpoint_is_written_between_validations(
     train(settings, tmp_path / "run", progress=Watch(see))
     assert places
     assert places[0][0] in (2, 3)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "anogan", "bigan", "f_anogan"])
+def test_a_method_that_reconstructs_refuses_pooled_channels(name: str) -> None:
+    method = get(name)
+    with pytest.raises(TrainingError, match="pool=False"):
+        method.create(PrepareSpec(size=(32, 32)), method.config_type())

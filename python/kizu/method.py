@@ -184,6 +184,14 @@ class Iterated(nn.Module, ABC):
         return {**same, **outputs}
 
 
+def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """Take one step against a loss; returns it detached."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach()
+
+
 def available() -> list[str]:
     """Names of the methods: the public modules under ``kizu.methods``."""
     import kizu.methods

@@ -149,42 +149,58 @@ def _exported(
 def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with its inner tensors in float16, float32 inputs and outputs cast at the border.
 
+    Sums over positions and what follows them stay in float32: they have no bound that float16 would hold (the
+    projection discriminator's logit, 2020, equation 13, goes beyond it on pictures unlike any that were trained on).
+
     Raises:
         ExportError: a weight does not fit float16.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
+    wide = _after_sums(graph)
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    real = {v.name for v in (*inferred.value_info, *graph.input) if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    body = [(node, name in wide) for node in graph.node for name in node.output[:1]]
+    read_wide = {name for node, is_wide in body if is_wide for name in node.input}
     for tensor in graph.initializer:
-        _halve(tensor)
-    for node in graph.node:
+        if tensor.name not in read_wide:
+            _halve(tensor)
+    nodes = [helper.make_node("Cast", [v.name], [f"{v.name}_fp16"], to=TensorProto.FLOAT16) for v in graph.input]
+    narrow = {value.name: f"{value.name}_fp16" for value in graph.input}
+    widened: dict[str, str] = {}
+    outputs = {value.name for value in graph.output}
+    for node, is_wide in body:
         for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
+            if attribute.type == onnx.AttributeProto.TENSOR and not is_wide:
                 _halve(attribute.t)
-    casts = []
-    for value in graph.input:
-        _rename_inputs(graph, value.name, f"{value.name}_fp16")
-        casts.append(helper.make_node("Cast", [value.name], [f"{value.name}_fp16"], to=TensorProto.FLOAT16))
-    body = list(graph.node)
-    for value in graph.output:
-        for node in body:
-            for i, name in enumerate(node.output):
-                if name == value.name:
-                    node.output[i] = f"{value.name}_fp16"
-        _rename_inputs(graph, value.name, f"{value.name}_fp16")
-        body.append(helper.make_node("Cast", [f"{value.name}_fp16"], [value.name], to=TensorProto.FLOAT))
+        for i, name in enumerate(node.input):
+            if not is_wide:
+                node.input[i] = narrow.get(name, name)
+            elif name in narrow and name in real:
+                if name not in widened:
+                    widened[name] = f"{name}_fp32"
+                    nodes.append(helper.make_node("Cast", [narrow[name]], [widened[name]], to=TensorProto.FLOAT))
+                node.input[i] = widened[name]
+        nodes.append(node)
+        for i, name in enumerate(node.output):
+            if not is_wide:
+                narrow[name] = node.output[i] = f"{name}_fp16" if name in outputs else name
+    nodes += [helper.make_node("Cast", [f"{name}_fp16"], [name], to=TensorProto.FLOAT) for name in outputs - wide]
     del graph.node[:]
-    graph.node.extend([*casts, *body])
+    graph.node.extend(nodes)
     del graph.value_info[:]
     onnx.checker.check_model(result, full_check=True)
     return result
 
 
-def _rename_inputs(graph: onnx.GraphProto, old: str, new: str) -> None:
+def _after_sums(graph: onnx.GraphProto) -> set[str]:
+    """The tensors that are sums over positions, or computed from one."""
+    found: set[str] = set()
     for node in graph.node:
-        for i, name in enumerate(node.input):
-            if name == old:
-                node.input[i] = new
+        if node.op_type == "ReduceSum" or found & set(node.input):
+            found |= set(node.output)
+    return found
 
 
 def _halve(tensor: onnx.TensorProto) -> None:

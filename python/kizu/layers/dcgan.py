@@ -5,11 +5,16 @@ The bi-directional family (2020) leaves its networks open and takes the same; se
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 
 from kizu.errors import TrainingError
 from kizu.layers.spectral import SpectralConv2d, without_spectral_norm
+
+if TYPE_CHECKING:
+    from kizu.prepare import PrepareSpec
 
 MIN_SIZE, MAX_SIZE = 32, 512
 
@@ -22,6 +27,21 @@ def check_size(height: int, width: int) -> int:
             "32, 64, 128, 256, 512"
         )
     return height
+
+
+def of_images(prepare: PrepareSpec, width: int) -> dict[str, Any]:
+    """Settings of networks that read prepared images and make such images: ``size``, ``channels`` and ``width``.
+
+    Raises:
+        TrainingError: the size is not supported, or the images have pooled channels, which nothing could reconstruct
+            but by their formula.
+    """
+    if prepare.pool:
+        raise TrainingError(
+            "the method reconstructs a frame's own channels, but prepare appends their maximum and mean; use a "
+            "PrepareSpec with pool=False"
+        )
+    return {"size": check_size(*prepare.size), "channels": prepare.own_channels, "width": width}
 
 
 def stage_widths(size: int, width: int) -> list[int]:

@@ -18,7 +18,7 @@ from kizu.errors import TrainingError
 from kizu.layers.dcgan import Discriminator, Generator, check_size
 from kizu.layers.pasting import paste_patches
 from kizu.layers.pooling import ChannelPool
-from kizu.method import Method, TrainingState, check_config
+from kizu.method import Method, TrainingState, check_config, update
 
 if TYPE_CHECKING:
     from kizu.prepare import PrepareSpec
@@ -248,7 +248,7 @@ class AlganImage(Method):
             )
             if len(pasted):
                 loss_d = loss_d + config.cutpaste_weight * softplus(cut).mean()
-            _update(state.optimizers["D"], loss_d)
+            update(state.optimizers["D"], loss_d)
         self._store(fakes, state)
         loss_g = self._update_generator(state)
         self._average()
@@ -286,7 +286,7 @@ class AlganImage(Method):
         with torch.autocast("cpu", torch.bfloat16, enabled=state.autocast):
             images = self.generator(z)
         loss = generator_loss(self._logits(self.pool(images.float()), state))
-        _update(state.optimizers["G"], loss)
+        update(state.optimizers["G"], loss)
         self.discriminator.requires_grad_(True)
         return loss
 
@@ -354,12 +354,6 @@ class _Scorer(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"logit": self.discriminator(x)}
-
-
-def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
 
 
 METHOD = AlganImage

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from kizu.layers.dcgan import Generator, check_size, halving, initialise, stage_widths
+from kizu.layers.dcgan import Generator, halving, initialise, of_images, stage_widths
 from kizu.layers.pooling import ChannelPool
 from kizu.layers.search import Search
-from kizu.method import Method, TrainingState, check_config
+from kizu.method import Method, TrainingState, check_config, update
 
 if TYPE_CHECKING:
     from kizu.prepare import PrepareSpec
@@ -111,11 +111,7 @@ class Anogan(Method):
         super().__init__()
         self.config = config
         self.weight = config.weight
-        shared: dict[str, Any] = {
-            "size": check_size(*prepare.size),
-            "channels": prepare.own_channels,
-            "width": config.width,
-        }
+        shared = of_images(prepare, config.width)
         self.generator = Generator(**shared, latent_dim=config.latent_dim)
         self.discriminator = Discriminator(**shared)
         self.pool = ChannelPool(prepare)
@@ -143,9 +139,9 @@ class Anogan(Method):
             generated = self.pool(self.generator(z).float())
             # Batch norm sees real and generated images apart, or D could tell them by the company they keep.
             real, fake = self.discriminator(x).float(), self.discriminator(generated.detach()).float()
-            loss_d = _update(state.optimizers["D"], discriminator_loss(real, fake))
+            loss_d = update(state.optimizers["D"], discriminator_loss(real, fake))
             self.discriminator.requires_grad_(False)  # its gradients are not needed here
-            loss_g = _update(state.optimizers["G"], generator_loss(self.discriminator(generated).float()))
+            loss_g = update(state.optimizers["G"], generator_loss(self.discriminator(generated).float()))
             self.discriminator.requires_grad_(True)
         return {"loss_D": loss_d, "loss_G": loss_g, "logit_real": real.detach().mean()}
 
@@ -169,13 +165,6 @@ class Anogan(Method):
             seed=config.seed,
             tolerance=config.early_stop,
         )
-
-
-def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.detach()
 
 
 METHOD = Anogan

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kizu.layers.dcgan import Encoder, Generator, check_size
+from kizu.layers.dcgan import Encoder, Generator, of_images
 from kizu.layers.pooling import ChannelPool
-from kizu.method import Method, TrainingState, check_config
+from kizu.method import Method, TrainingState, check_config, update
 
 if TYPE_CHECKING:
     from kizu.prepare import PrepareSpec
@@ -52,12 +52,7 @@ class Autoencoder(Method):
     def __init__(self, prepare: PrepareSpec, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        shared: dict[str, Any] = {
-            "size": check_size(*prepare.size),
-            "channels": prepare.own_channels,
-            "latent_dim": config.latent_dim,
-            "width": config.width,
-        }
+        shared = {**of_images(prepare, config.width), "latent_dim": config.latent_dim}
         self.encoder = Encoder(**shared)
         self.decoder = Generator(**shared)
         self.pool = ChannelPool(prepare)
@@ -79,11 +74,7 @@ class Autoencoder(Method):
         with torch.autocast("cpu", torch.bfloat16, enabled=state.autocast):
             x_hat = self.decoder(self.encoder(x))
         loss = (x - self.pool(x_hat.float())).abs().mean()
-        optimizer = state.optimizers["E"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return {"loss_residual": loss.detach()}
+        return {"loss_residual": update(state.optimizers["E"], loss)}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Reconstruct prepared images (N, C, H, W): ``{"x_hat": (N, C, H, W)}``."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from kizu.layers.dcgan import Encoder, Generator, check_size
+from kizu.layers.dcgan import Encoder, Generator, of_images
 from kizu.layers.joint import Conditioning, JointDiscriminator
 from kizu.layers.pairs import paired, unpaired
 from kizu.layers.pooling import ChannelPool
@@ -102,12 +102,7 @@ class Bigan(Method):
         self.config = config
         self.scoring = "residual_feature" if config.score == "feature_matching" else "residual_logit"
         self.weight = config.weight
-        shared: dict[str, Any] = {
-            "size": check_size(*prepare.size),
-            "channels": prepare.own_channels,
-            "latent_dim": config.latent_dim,
-            "width": config.width,
-        }
+        shared = {**of_images(prepare, config.width), "latent_dim": config.latent_dim}
         self.encoder = Encoder(**shared)
         self.generator = Generator(**shared)
         self.discriminator = JointDiscriminator(**shared, conditioning=config.conditioning)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kizu.layers.dcgan import Encoder, Generator, check_size, halving, initialise, stage_widths
+from kizu.layers.dcgan import Encoder, Generator, halving, initialise, of_images, stage_widths
 from kizu.layers.pairs import paired, unpaired
 from kizu.layers.pooling import ChannelPool
-from kizu.method import Method, TrainingState, check_config
+from kizu.method import Method, TrainingState, check_config, update
 
 if TYPE_CHECKING:
     from kizu.prepare import PrepareSpec
@@ -111,11 +111,7 @@ class FAnogan(Method):
         super().__init__()
         self.config = config
         self.weight = config.weight
-        shared: dict[str, Any] = {
-            "size": check_size(*prepare.size),
-            "channels": prepare.own_channels,
-            "width": config.width,
-        }
+        shared = of_images(prepare, config.width)
         self.encoder = Encoder(**shared, latent_dim=config.latent_dim)
         self.generator = Generator(**shared, latent_dim=config.latent_dim)
         self.critic = Critic(**shared)
@@ -161,12 +157,12 @@ class FAnogan(Method):
         real, generated = values.chunk(2)
         penalty = gradient_penalty(self.critic, x, x_tilde, share)
         loss = generated.mean() - real.mean() + self.config.gradient_penalty * penalty
-        return _update(state.optimizers["C"], loss)
+        return update(state.optimizers["C"], loss)
 
     def _train_generator(self, n: int, state: TrainingState) -> Tensor:
         """WGAN-GP, algorithm 1, lines 11 and 12."""
         self.critic.requires_grad_(False)  # its gradients are not needed here
-        loss = _update(state.optimizers["G"], -self.critic(self._generated(n, state))[0].float().mean())
+        loss = update(state.optimizers["G"], -self.critic(self._generated(n, state))[0].float().mean())
         self.critic.requires_grad_(True)
         return loss
 
@@ -176,7 +172,7 @@ class FAnogan(Method):
         self.critic.requires_grad_(False)
         x_hat = self.pool(self.generator(self.encoder(x)).float())
         f, f_hat = unpaired(self.critic(paired(x, x_hat))[1].float())
-        loss = _update(state.optimizers["E"], encoder_loss(x, x_hat, f, f_hat, kappa=self.config.kappa))
+        loss = update(state.optimizers["E"], encoder_loss(x, x_hat, f, f_hat, kappa=self.config.kappa))
         return {"loss_E": loss}
 
     def _generated(self, n: int, state: TrainingState) -> Tensor:
@@ -189,13 +185,6 @@ class FAnogan(Method):
         x_hat = self.pool(self.generator(self.encoder(x)))
         f, f_hat = unpaired(self.critic(paired(x, x_hat))[1])
         return {"x_hat": x_hat, "f": f, "f_hat": f_hat}
-
-
-def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.detach()
 
 
 METHOD = FAnogan
