@@ -261,7 +261,9 @@ CONFIG = {"width": 4, "latent_dim": 8, "gan_epochs": 3, "n_critic": 3}
 
 def test_too_few_epochs_are_refused_before_any_work(data: Path, tmp_path: Path) -> None:
     for config, first in ((CONFIG, 4), ({"width": 4}, 257)):
-        with pytest.raises(TrainingError, match=rf"f_anogan can score from epoch {first} on, but epochs is 3.*longer"):
+        with pytest.raises(
+            TrainingError, match=rf"f_anogan can score from epoch {first} on, but epochs is 3.*longer.* gan_epochs=1"
+        ):
             train(tiny(data, method="f_anogan", config=config, epochs=3), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

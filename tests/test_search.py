@@ -132,6 +132,23 @@ def test_the_outputs_are_those_at_the_last_latent(networks: Networks) -> None:
     torch.testing.assert_close(found["f"], networks.features(x))
 
 
+@pytest.mark.parametrize("latent_dim", [1, 2, 3])
+def test_short_latents_are_searched_and_exported(latent_dim: int) -> None:
+    generator = Generator(size=SIZE, channels=3, latent_dim=latent_dim, width=2).eval()
+    features = nn.Sequential(*halving(3, [2], norm=False))
+    search = Search(generator, ChannelPool(SPEC), features, weight=WEIGHT, steps=2, lr=LR).eval()
+    with torch.inference_mode():
+        state = search.start(images(2))
+        found = search.step(images(2), state)
+    assert state["t"].shape == found["t"].shape == (2, 3)
+    assert found["z"].shape == (2, latent_dim)
+    assert search(images(2))["x_hat"].shape == (2, 3, SIZE, SIZE)
+    graphs = variants.iteration(search, 3, SIZE, SIZE)
+    assert graphs.start is not None
+    made = {value.name: value.type.tensor_type.shape.dim[1].dim_value for value in graphs.start.graph.output}
+    assert (made["z"], made["t"]) == (latent_dim, 3)
+
+
 def test_every_search_begins_with_the_latent_of_its_seed(networks: Networks) -> None:
     one, two, other = networks.search(), networks.search(), networks.search(seed=1)
     assert torch.equal(one.z0, two.z0)

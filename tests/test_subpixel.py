@@ -369,7 +369,8 @@ def test_a_form_that_disagrees_is_left_out_and_the_precision_stays(
         options = options_for(OnnxRuntime, manifest.prepare, threads=1, batch=(1, 1, 1))
         assert compiled(bundle, OnnxRuntime, "int8", options, engine_cache).proof.refusal is None
     else:
-        assert set(done.left_out) == {"int8", "int8+fp16"}
+        assert set(done.left_out) == {"int8", "int8+fp16", "int8-full"}
+        assert "another form of int8" in done.left_out["int8-full"]
         assert set(manifest.graphs) == {"fp32", "fp16"}
         assert "int8" not in manifest.calibration.scores
         assert precisions(bundle, OnnxRuntime) == ["fp32", "fp16"]

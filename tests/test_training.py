@@ -410,6 +410,10 @@ def test_a_damaged_checkpoint_is_named(unbroken: Path, data: Path, tmp_path: Pat
         ({"config": {"alpha": 2.0}}, "alpha is 2.0"),
         ({"method": "no_such"}, "no_such.*algan_image"),
         ({"batch_size": 1}, "batch of 1 image"),
+        *(
+            ({"method": name, "config": {**TINY, **config}, "batch_size": 1}, f"{name} trains on batches of at least 2")
+            for name, config in (("autoencoder", {}), ("bigan", {}), ("f_anogan", {"gan_epochs": 2}))
+        ),
         ({"crop": (5, 5, 4, 9)}, "crop"),
     ],
 )

@@ -117,7 +117,7 @@ def export(options: argparse.Namespace) -> int:
         table.add_row(
             variant,
             f"{deviation:.2g} sd",
-            f"{bundles.TOLERANCES[bundles.precision_of(variant)]:g} sd",
+            f"{done.tolerances[bundles.precision_of(variant)]:g} sd",
             "left out" if variant in done.left_out else "ok",
         )
     out.print(table)

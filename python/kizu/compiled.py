@@ -2,9 +2,9 @@
 
 An entry of the cache is a folder named by a digest of all that the compiled engine depends on: graph, golden scores,
 engine and version, processor or GPU, precision, threads, batch. It holds the compiled engine, of an iteration both of
-its graphs, and ``proof.json``: the
-largest deviation from the golden scores, the verdict and the measured time. A refusal is kept too, so that it costs
-once. An engine that another machine compiled is proved and kept like one that was compiled here.
+its graphs, and ``proof.json``: the largest deviation from the golden scores, the verdict and the measured time. A
+refusal is kept too, so that it costs once. An engine that another machine compiled is proved and kept like one that was
+compiled here.
 """
 
 from __future__ import annotations

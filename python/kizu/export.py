@@ -57,11 +57,13 @@ class Exported:
         deviations: graph variant, or bf16 -> largest difference from torch over the golden frames, in standard
             deviations of the good calibration scores.
         left_out: the same -> why it is not in the bundle.
+        tolerances: precision -> the largest deviation that is allowed, in the same unit.
     """
 
     path: Path
     deviations: Mapping[str, float]
     left_out: Mapping[str, str]
+    tolerances: Mapping[str, float]
 
 
 def export(
@@ -125,11 +127,11 @@ def export(
     note(f"scoring {len(parts)} calibration images and {len(golden)} golden frames in each precision")
     found = _measure(graphs, module, (method.scoring, method.weight), spec, golden, parts)
     left_out = {**unfit, **found.left_out}
-    graphs = {
-        name: each
-        for name, each in graphs.items()
-        if name not in left_out and bundle.precision_of(name) in found.scores
-    }
+    for name in graphs:
+        precision = bundle.precision_of(name)
+        if precision not in found.scores:
+            left_out.setdefault(name, f"it is another form of {precision}, which is left out and so has no threshold")
+    graphs = {name: each for name, each in graphs.items() if name not in left_out}
 
     members, iteration = _members(graphs, module)
     pictures = {f"golden/{i:03}.png": bundle.encode_frame(frame) for i, frame in enumerate(golden)}
@@ -163,7 +165,7 @@ def export(
         seen=tuple(sorted({digest for digests in seen.values() for digest in digests})),
     )
     bundle.write(path, manifest, {**members, **pictures})
-    return Exported(path, found.deviations, left_out)
+    return Exported(path, found.deviations, left_out, manifest.golden.tolerances)
 
 
 def _members(graphs: Mapping[str, Graphs], module: nn.Module) -> tuple[dict[str, bytes], bundle.Iteration | None]:

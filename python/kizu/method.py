@@ -48,12 +48,18 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str]
     scoring: str  # a rule of scoring.py
     weight: float = 0.0  # lambda of the rules that have one, from 0 to 1
+    least_batch: ClassVar[int] = 1  # images that a training step needs
     pools: ClassVar[bool] = False  # the input has the maximum and mean over a frame's channels appended
-    first_scored_epoch: int = 1  # the first at whose end the networks can score
+    scored_after: ClassVar[str] = ""  # the setting that says after how many epochs the networks can score; "": at once
     config_type: ClassVar[type]  # a frozen dataclass; its defaults are the paper's
     config: Any
     # By name, fields of TrainingSettings that go together; "paper" is as published, with nothing added.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
+
+    @property
+    def first_scored_epoch(self) -> int:
+        """The first epoch at whose end the networks can score."""
+        return 1 + int(getattr(self.config, self.scored_after)) if self.scored_after else 1
 
     @classmethod
     @abstractmethod

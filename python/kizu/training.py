@@ -90,11 +90,18 @@ def train(
     spec = settings.prepare(dataset)
     method = settings.create(spec)
     if settings.epochs < method.first_scored_epoch:
+        name, lower = method.scored_after, settings.epochs // 2
         raise TrainingError(
-            f"with these settings {settings.method} can score from epoch {method.first_scored_epoch} on, but epochs is "
-            f"{settings.epochs}; train longer, or see the settings of the method"
+            f"with its {name} of {method.first_scored_epoch - 1} {settings.method} can score from epoch "
+            f"{method.first_scored_epoch} on, but epochs is {settings.epochs}; train longer"
+            + (f", or lower it: kizu train --set {name}={lower}" if lower else "")
         )
     batch_size = min(settings.batch_size, len(split.train))
+    if batch_size < method.least_batch:
+        raise TrainingError(
+            f"{settings.method} trains on batches of at least {method.least_batch} images, but batch_size is "
+            f"{settings.batch_size} and there are {len(split.train)} training images; give it more"
+        )
     method.start(batches=len(split.train) // batch_size, batch_size=batch_size)
     progress.note(describe(split))
     threads = settings.threads or default_threads()

@@ -169,7 +169,7 @@ def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [helper.make_node("Cast", [v.name], [f"{v.name}_fp16"], to=TensorProto.FLOAT16) for v in graph.input]
     narrow = {value.name: f"{value.name}_fp16" for value in graph.input}
     widened: dict[str, str] = {}
-    outputs = {value.name for value in graph.output}
+    outputs = [value.name for value in graph.output]
     for node, is_wide in body:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR and not is_wide:
@@ -186,7 +186,9 @@ def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         for i, name in enumerate(node.output):
             if not is_wide:
                 narrow[name] = node.output[i] = f"{name}_fp16" if name in outputs else name
-    nodes += [helper.make_node("Cast", [f"{name}_fp16"], [name], to=TensorProto.FLOAT) for name in outputs - wide]
+    for name in outputs:
+        if name not in wide:
+            nodes.append(helper.make_node("Cast", [f"{name}_fp16"], [name], to=TensorProto.FLOAT))
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.value_info[:]

@@ -32,7 +32,7 @@ class Search(Iterated):
     Adam makes a step of full size of a gradient that is next to nothing, and so of its rounding error; and a residual's
     gradient is its sign, which a rounding error turns now and then. Either way the search goes elsewhere. So ``eps``
     leaves alone what is small against a gradient's usual 1e-4 to 1e-2, and with ``decay`` the learning rate falls
-    linearly, to 1 / (steps + 1) of it at the last step.
+    linearly, to 2 / (steps + 1) of it at the last step.
 
     The gradient of a mean over 196 608 elements is far below what float16 can hold, and that of their sum above: in
     the networks it is multiplied by about the square root of their number, and divided again before Adam.
@@ -92,7 +92,7 @@ class Search(Iterated):
             "z": z.clone(),
             "m": torch.zeros_like(z),
             "v": torch.zeros_like(z),
-            "t": torch.zeros_like(z[:, :3]),
+            "t": torch.zeros(1, 3).expand(x.shape[0], -1).clone(),
         }
 
     def step(self, x: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:

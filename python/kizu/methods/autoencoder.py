@@ -47,6 +47,7 @@ class Autoencoder(Method):
     )
     scoring = "residual"
     config_type: ClassVar[type] = AutoencoderConfig
+    least_batch: ClassVar[int] = 2  # batch norm of latents, which have one value a channel
 
     def __init__(self, prepare: PrepareSpec, config: AutoencoderConfig) -> None:
         super().__init__()

@@ -41,8 +41,8 @@ class BiganConfig:
         lr: Adam's learning rate, of E, G and D.
         beta1, beta2: Adam's momenta.
         score: what L_D of the score is: "feature_matching" (equation 8) or "cross_entropy" of the logit (equation 9).
-        weight: lambda of the score (0 to 1), for means over elements, so that it says the same at every size. It can be
-            changed without an export.
+        weight: lambda of the score (0 to 1), for means over elements, so that it says the same at every size. The paper
+            does not say; EGBAD's 0.1. It can be changed without an export.
     """
 
     conditioning: Conditioning = "projection"
@@ -91,6 +91,7 @@ class Bigan(Method):
         "K. Komoto, H. Aizawa and K. Kato, Consistency Ensured Bi-directional GAN for Anomaly Detection, 2020"
     )
     config_type: ClassVar[type] = BiganConfig
+    least_batch: ClassVar[int] = 2  # batch norm of latents, which have one value a channel
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "egbad": {"config": {"conditioning": "concat", "consistency": 0.0}},

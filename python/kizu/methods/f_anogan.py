@@ -103,13 +103,14 @@ class FAnogan(Method):
         "Medical Image Analysis 54, 2019"
     )
     scoring = "residual_feature"
+    scored_after: ClassVar[str] = "gan_epochs"
     config_type: ClassVar[type] = FAnoganConfig
+    least_batch: ClassVar[int] = 2  # batch norm of latents, which have one value a channel
 
     def __init__(self, prepare: PrepareSpec, config: FAnoganConfig) -> None:
         super().__init__()
         self.config = config
         self.weight = config.weight
-        self.first_scored_epoch = config.gan_epochs + 1
         shared = of_images(prepare, config.width)
         self.encoder = Encoder(**shared, latent_dim=config.latent_dim)
         self.generator = Generator(**shared, latent_dim=config.latent_dim)
