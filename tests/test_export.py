@@ -15,7 +15,8 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from torch import nn
 
@@ -589,3 +590,24 @@ def test_pixels_changed_after_the_training_are_noticed(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="not those of the training"):
         export(tmp_path / "run", tmp_path / "part.kizu", false_reject=0.4)
     assert not (tmp_path / "part.kizu").exists()
+
+
+def test_sums_and_what_follows_them_have_float32s_room_in_float16() -> None:
+    """Also where a weight is read on both sides."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "w"], ["a"]),
+            helper.make_node("ReduceSum", ["a", "axes"], ["s"], keepdims=0),
+            helper.make_node("Mul", ["s", "w"], ["y"]),
+        ],
+        "sums",
+        [value("x", TensorProto.FLOAT, ["N", 4])],
+        [value("y", TensorProto.FLOAT, ["N"])],
+        [numpy_helper.from_array(np.float32([300]), "w"), numpy_helper.from_array(np.array([1]), "axes")],
+    )
+    made = variants.fp16(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9))
+    (found,) = ReferenceEvaluator(made).run(None, {"x": np.ones((2, 4), np.float32)})
+    assert found.tolist() == [360000, 360000]  # 65504 is float16's largest
+    inner = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(made).graph.value_info}
+    assert (inner["a"], inner["s"]) == (TensorProto.FLOAT16, TensorProto.FLOAT)

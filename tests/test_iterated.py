@@ -21,7 +21,7 @@ from helpers import installed, make_parts, part, python_output, read_bundle, rew
 from kizu import Bundle, BundleError, EngineError, KizuError, bundle
 from kizu.bundle import Iteration
 from kizu.cli import main
-from kizu.compiled import load_program
+from kizu.compiled import compiled, load_program
 from kizu.cpu_pipeline import CpuPipeline
 from kizu.cuda_pipeline import CudaPipeline
 from kizu.engine import (
@@ -589,10 +589,13 @@ def test_on_a_device_the_state_lies_in_the_workspace() -> None:
     assert not context.capturable(7)
 
 
-def test_early_stop_on_a_device_is_refused() -> None:
-    start, step = DeviceGraph("start", [X], STATE, 0, []), DeviceGraph("step", [X, *STATE], STEP_OUTPUTS, 0, [])
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_early_stop_on_a_device_is_refused_before_anything_is_compiled(
+    stopping_path: Path, tmp_path: Path, name: str
+) -> None:
     with pytest.raises(EngineError, match=r"cannot.*openvino"):
-        iterated(start, step, replace(ITERATION, tolerance=0.1), 4)
+        compiled(Bundle.open(stopping_path), engines()[name], "auto", BuildOptions("fp32"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

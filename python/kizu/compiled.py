@@ -143,8 +143,15 @@ def compiled(
 
     Raises:
         EngineError: the precision is unknown, unsupported here or refused (with the figures); with "auto", no
-            precision passed; the engine file is not for this bundle, engine or machine.
+            precision passed; the engine file is not for this bundle, engine or machine; an iteration stops early on
+            a GPU.
     """
+    iteration = bundle.manifest.iteration
+    if iteration is not None and iteration.tolerance and issubclass(engine, CudaEngine):
+        raise EngineError(
+            "the iteration stops early, which an engine on a GPU cannot: its frames are one captured graph. Export "
+            "without early stop, or load with engine='openvino' or engine='onnxruntime'"
+        )
     if built is not None:
         options = _given(bundle, engine, precision, options, built)
         return _passed(bundle, engine, options.precision, options, cache, built)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ import kizu
 from kizu import bundle, calibrate, threshold, variants
 from kizu.data import Sample, Split
 from kizu.data.prepared import PreparedImages
-from kizu.engine import BuildOptions
+from kizu.engine import BuildOptions, default_threads
 from kizu.engines.onnxruntime import OnnxRuntime
 from kizu.errors import ThresholdError, TrainingError
 from kizu.iterated import iterated
@@ -222,8 +223,8 @@ def _measure(
     deviations: dict[str, float] = {}
     left_out: dict[str, str] = {}
 
-    def judge(name: str, of_golden: NDArray[np.float64], of_frames: NDArray[np.float64]) -> None:
-        if not (np.isfinite(of_golden).all() and np.isfinite(of_frames).all()):
+    def judge(name: str, of_golden: NDArray[np.float64], of_parts: Callable[[], NDArray[np.float64]]) -> None:
+        if not np.isfinite(of_golden).all():
             left_out[name] = "some of its scores are not finite"
             return
         deviations[name] = float(np.max(np.abs(of_golden - reference))) / unit
@@ -232,18 +233,24 @@ def _measure(
             left_out[name] = (
                 f"off by up to {deviations[name]:.3g} standard deviations of the good scores; {allowed:g} are allowed"
             )
-        elif name == bundle.precision_of(name):  # a precision's scores are not those of another form of it
-            scores.setdefault(name, tuple(np.sort(of_frames).tolist()))
+        elif name == bundle.precision_of(name) and name not in scores:  # not those of another form of a precision
+            found = np.sort(of_parts())
+            if np.isfinite(found).all():
+                scores[name] = tuple(found.tolist())
+            else:
+                left_out[name] = "some of its scores are not finite"
 
     with tempfile.TemporaryDirectory() as folder:
         _, iteration = _members(graphs, module)
         for name, each in graphs.items():
             with _running(each, iteration, spec, scoring, Path(folder), name) as score:
-                judge(name, score(golden), score(sample.read() for sample in parts))
+                judge(name, score(golden), partial(score, (sample.read() for sample in parts)))
             if "fp32" in left_out:
                 raise ExportError(f"torch and ONNX Runtime disagree on the exported graph: {left_out['fp32']}")
     with torch.autocast("cpu", torch.bfloat16):  # engines compute bf16 from the fp32 graph
-        judge("bf16", _torch_scores(module, scoring, golden_images), _torch_scores(module, scoring, part_images))
+        judge(
+            "bf16", _torch_scores(module, scoring, golden_images), lambda: _torch_scores(module, scoring, part_images)
+        )
     return _Measured(tuple(reference.tolist()), scores, deviations, left_out)
 
 
@@ -352,7 +359,7 @@ def _running(
     for graph in filter(None, graphs):
         source = folder / f"{name}-{len(loaded)}.onnx"
         onnx.save(graph, source)
-        loaded.append(OnnxRuntime(source, BuildOptions(name)))
+        loaded.append(OnnxRuntime(source, BuildOptions(name, threads=default_threads())))
     engine = loaded[0] if iteration is None else iterated(loaded[1], loaded[0], iteration, 1)
     rule, weight = scoring
     with engine, open_pipeline(engine, spec, rule, weight=weight) as pipeline:

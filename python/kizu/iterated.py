@@ -37,7 +37,7 @@ def iterated(start: Program, step: Program, iteration: Iteration, max_batch: int
         max_batch: the largest batch.
 
     Raises:
-        EngineError: the graphs do not fit one another, or the engine cannot stop early.
+        EngineError: the graphs do not fit one another.
     """
     if isinstance(start, CudaProgram) and isinstance(step, CudaProgram):
         return _OnCuda(start, step, iteration, max_batch)
@@ -162,11 +162,6 @@ class _OnCuda(CudaProgram):
     """The state lies in the workspace, behind what the two graphs work in."""
 
     def __init__(self, start: CudaProgram, step: CudaProgram, iteration: Iteration, max_batch: int) -> None:
-        if iteration.tolerance:
-            raise EngineError(
-                "the iteration stops early, which an engine on a GPU cannot: its frames are one captured graph. Export "
-                "without early stop, or load with engine='openvino' or engine='onnxruntime'"
-            )
         self._start, self._step, self._iteration = start, step, iteration
         self._tensors = _Tensors(start, step, iteration)
         self.inputs = start.inputs

@@ -162,13 +162,19 @@ def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     real = {v.name for v in (*inferred.value_info, *graph.input) if v.type.tensor_type.elem_type == TensorProto.FLOAT}
     body = [(node, name in wide) for node in graph.node for name in node.output[:1]]
-    read_wide = {name for node, is_wide in body if is_wide for name in node.input}
-    for tensor in graph.initializer:
-        if tensor.name not in read_wide:
+    by_wide, by_narrow = (
+        {n for node, is_wide in body if is_wide == kind for n in node.input} for kind in (True, False)
+    )
+    widened: dict[str, str] = {}
+    for tensor in list(graph.initializer):
+        if tensor.name in by_wide & by_narrow and tensor.data_type == TensorProto.FLOAT:
+            widened[tensor.name] = f"{tensor.name}_fp32"
+            copy = numpy_helper.from_array(numpy_helper.to_array(tensor), widened[tensor.name])
+            graph.initializer.add().CopyFrom(copy)
+        if tensor.name not in by_wide - by_narrow:
             _halve(tensor)
     nodes = [helper.make_node("Cast", [v.name], [f"{v.name}_fp16"], to=TensorProto.FLOAT16) for v in graph.input]
     narrow = {value.name: f"{value.name}_fp16" for value in graph.input}
-    widened: dict[str, str] = {}
     outputs = [value.name for value in graph.output]
     for node, is_wide in body:
         for attribute in node.attribute:
@@ -177,11 +183,11 @@ def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         for i, name in enumerate(node.input):
             if not is_wide:
                 node.input[i] = narrow.get(name, name)
-            elif name in narrow and name in real:
-                if name not in widened:
-                    widened[name] = f"{name}_fp32"
-                    nodes.append(helper.make_node("Cast", [narrow[name]], [widened[name]], to=TensorProto.FLOAT))
-                node.input[i] = widened[name]
+                continue
+            if name in narrow and name in real and name not in widened:
+                widened[name] = f"{name}_fp32"
+                nodes.append(helper.make_node("Cast", [narrow[name]], [widened[name]], to=TensorProto.FLOAT))
+            node.input[i] = widened.get(name, name)
         nodes.append(node)
         for i, name in enumerate(node.output):
             if not is_wide:
