@@ -604,10 +604,10 @@ def test_sums_and_what_follows_them_have_float32s_room_in_float16() -> None:
         "sums",
         [value("x", TensorProto.FLOAT, ["N", 4])],
         [value("y", TensorProto.FLOAT, ["N"])],
-        [numpy_helper.from_array(np.float32([300]), "w"), numpy_helper.from_array(np.array([1]), "axes")],
+        [numpy_helper.from_array(np.array([300], np.float32), "w"), numpy_helper.from_array(np.array([1]), "axes")],
     )
     made = variants.fp16(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9))
-    (found,) = ReferenceEvaluator(made).run(None, {"x": np.ones((2, 4), np.float32)})
-    assert found.tolist() == [360000, 360000]  # 65504 is float16's largest
+    outputs: Any = ReferenceEvaluator(made).run(None, {"x": np.ones((2, 4), np.float32)})
+    assert outputs[0].tolist() == [360000, 360000]  # 65504 is float16's largest
     inner = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(made).graph.value_info}
     assert (inner["a"], inner["s"]) == (TensorProto.FLOAT16, TensorProto.FLOAT)
