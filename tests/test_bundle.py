@@ -81,7 +81,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_an_exported_bundle_is_what_the_house_says(bundle_path: Path) -> None:
     manifest = Bundle.open(bundle_path).manifest
-    assert {"fp32", "fp16", "int8", "int8+fp16", "int8-full"} == set(manifest.graphs)
+    assert {"fp32", "fp16", "int8", "int8+fp16"} == set(manifest.graphs)
     assert len(manifest.golden.members) >= 32
     for precision, scores in manifest.calibration.scores.items():
         assert list(scores) == sorted(scores)

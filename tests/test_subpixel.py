@@ -379,6 +379,6 @@ def test_a_form_that_disagrees_is_left_out_and_the_precision_stays(
 def test_a_network_without_transposed_convolutions_is_not_rewritten(run: Path, tmp_path: Path) -> None:
     assert exporting.export(run, tmp_path / "part.kizu", false_reject=0.2).left_out == {}
     bundle = Bundle.open(tmp_path / "part.kizu")
-    assert set(bundle.manifest.graphs) == {"fp32", "fp16", "int8", "int8+fp16", "int8-full"}
+    assert set(bundle.manifest.graphs) == {"fp32", "fp16", "int8", "int8+fp16"}
     for name in bundle.manifest.graphs:
         assert "DepthToSpace" not in kinds(onnx.load_from_string(bundle.graph(name)))

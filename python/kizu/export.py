@@ -298,7 +298,9 @@ def _graphs(module: nn.Module, spec: PrepareSpec, split: Split) -> tuple[dict[st
             graphs[name] = Graphs(variants.fp16(source))
         except ExportError as error:
             unfit[name] = str(error)
-    graphs["int8-full"] = Graphs(variants.int8(subpixel(plain) or plain, images.inputs(), between=True))
+    rewritten = subpixel(plain)
+    if rewritten is not None:
+        graphs["int8-full"] = Graphs(variants.int8(rewritten, images.inputs(), between=True))
     return graphs, unfit
 
 
