@@ -114,6 +114,16 @@ def test_the_bundle_holds_both_graphs_and_says_how_they_are_iterated(iterated_pa
         opened.start_graph("int8")
 
 
+def test_export_says_why_there_is_no_int8(
+    iterated_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(iterated_path.parent / "run")
+    assert main(["export", run, "--output", str(tmp_path / "part.kizu"), "--false-reject", "0.2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "int8 is left out: the steps of an iteration need gradients" in said
+    assert "fp32 is left out" not in said
+
+
 def test_other_bundles_have_no_iteration(bundle_path: Path) -> None:
     opened = Bundle.open(bundle_path)
     assert opened.manifest.iteration is None

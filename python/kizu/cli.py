@@ -122,6 +122,8 @@ def export(options: argparse.Namespace) -> int:
         )
     out.print(table)
     out.print("sd: standard deviation of the good calibration scores; compared with torch on golden frames")
+    for variant, reason in done.left_out.items():
+        out.print(f"{variant} is left out: {escape(reason)}")
     out.print(f"wrote {escape(str(done.path))} ({done.path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
