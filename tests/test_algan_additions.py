@@ -263,7 +263,7 @@ def test_every_method_has_the_papers_preset_and_all_presets_are_settings(method:
         for key, value in values.get("config", {}).items():
             assert getattr(config, key) == value
         assert {key: getattr(chosen, key) for key in values} == dict(values)
-        assert chosen.create(PrepareSpec(size=(32, 32))) is not None
+        assert chosen.create(PrepareSpec(size=(32, 32), pool=get(method).pools)) is not None
 
 
 def test_what_is_given_goes_before_a_preset() -> None:
