@@ -93,11 +93,10 @@ def detector(bundle_path: Path, engine_cache: Path) -> Iterator[kizu.Detector]:
         yield loaded
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Torch on one thread: the networks of these tests are too small to share out."""
-    import torch
-
+    torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

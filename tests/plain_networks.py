@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kizu.layers.spectral import SpectralConv2d
+from kizu.method import Method, TrainingState
 from kizu.prepare import PrepareSpec, prepare
 
 
@@ -182,6 +183,14 @@ class PlainAdam:
 
 
 RGB_POOLED = PrepareSpec(size=(32, 32))
+RGB = PrepareSpec(size=(32, 32), pool=False)
+MONO = PrepareSpec(size=(32, 32), color="mono")
+ODD = PrepareSpec(size=(32, 32), pool=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def state_of(method: Method, *, seed: int = 0, autocast: bool = False) -> TrainingState:
+    """The state of a training that begins."""
+    return TrainingState(1, 0, method.optimizers(), torch.Generator().manual_seed(seed), autocast)
 
 
 def real_images(n: int = 8, spec: PrepareSpec = RGB_POOLED, seed: int = 1) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from kizu.data import locate
 from kizu.data.prepared import PreparedImages
 from kizu.errors import DataError, KizuError, TrainingError
 from kizu.export import export
+from kizu.layers.losses import discriminator_loss
 from kizu.method import TrainingState, get
-from kizu.methods.anogan import Anogan, AnoganConfig, discriminator_loss, generator_loss
+from kizu.methods.anogan import Anogan, AnoganConfig, generator_loss
 from kizu.metrics import auroc
 from kizu.run_folder import load_file
 from kizu.settings import TrainingSettings, epoch_file
@@ -30,17 +30,10 @@ from kizu.training import train
 from kizu.validation import score_images
 from rows import EngineRow
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPEC = PrepareSpec(size=(32, 32), pool=False)
 CONFIG = AnoganConfig(width=4, latent_dim=5, steps=3, lr_g=1e-3, lr_d=2e-3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another in ten thousand small steps are slow where others compute, too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def made(config: AnoganConfig = CONFIG, spec: PrepareSpec = SPEC) -> Anogan:

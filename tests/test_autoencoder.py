@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from kizu.errors import TrainingError
-from kizu.method import TrainingState
 from kizu.methods.autoencoder import Autoencoder, AutoencoderConfig
 from kizu.prepare import PrepareSpec
 from plain_networks import (
+    MONO,
+    ODD,
+    RGB,
     PlainAdam,
     PlainE,
     PlainG,
@@ -23,13 +25,10 @@ from plain_networks import (
     assert_export_is_the_method,
     assert_reconstructions_are_in_prepared_units,
     real_images,
+    state_of,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-RGB = PrepareSpec(size=(32, 32), pool=False)
-MONO = PrepareSpec(size=(32, 32), color="mono")
-ODD = PrepareSpec(size=(32, 32), pool=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def make(spec: PrepareSpec = RGB, *, seed: int = 0, **config: Any) -> Autoencoder:
@@ -37,10 +36,6 @@ def make(spec: PrepareSpec = RGB, *, seed: int = 0, **config: Any) -> Autoencode
     method = Autoencoder.create(spec, AutoencoderConfig(**{"width": 4, "latent_dim": 8, **config}))
     method.start(batches=2, batch_size=8)
     return method.train()
-
-
-def state_of(method: Autoencoder, *, seed: int = 0, autocast: bool = False) -> TrainingState:
-    return TrainingState(1, 0, method.optimizers(), torch.Generator().manual_seed(seed), autocast)
 
 
 @pytest.mark.usefixtures("in_double")

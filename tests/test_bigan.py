@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from kizu import variants
 from kizu.errors import TrainingError
 from kizu.layers.joint import JointDiscriminator
+from kizu.layers.losses import discriminator_loss
 from kizu.layers.spectral import SpectralConv2d
-from kizu.method import TrainingState
-from kizu.methods.bigan import Bigan, BiganConfig, adversarial_loss, consistency_loss, discriminator_loss
+from kizu.methods.bigan import Bigan, BiganConfig, adversarial_loss, consistency_loss
 from kizu.prepare import PrepareSpec
 from plain_networks import (
+    MONO,
+    ODD,
+    RGB,
     PlainAdam,
     PlainE,
     PlainG,
@@ -33,13 +36,11 @@ from plain_networks import (
     assert_export_is_the_method,
     assert_reconstructions_are_in_prepared_units,
     real_images,
+    state_of,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-RGB = PrepareSpec(size=(32, 32), pool=False)
-MONO = PrepareSpec(size=(32, 32), color="mono")
-ODD = PrepareSpec(size=(32, 32), pool=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 Floats = NDArray[np.float64]
 KINDS = ("concat", "projection")
 
@@ -49,10 +50,6 @@ def make(spec: PrepareSpec = RGB, *, seed: int = 0, **config: Any) -> Bigan:
     method = Bigan.create(spec, BiganConfig(**{"width": 4, "latent_dim": 8, **config}))
     method.start(batches=2, batch_size=8)
     return method.train()
-
-
-def state_of(method: Bigan, *, seed: int = 0, autocast: bool = False) -> TrainingState:
-    return TrainingState(1, 0, method.optimizers(), torch.Generator().manual_seed(seed), autocast)
 
 
 def lived_in(method: Bigan, steps: int = 20) -> Bigan:

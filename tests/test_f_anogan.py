@@ -22,6 +22,9 @@ from kizu.methods.f_anogan import FAnogan, FAnoganConfig, encoder_loss, gradient
 from kizu.prepare import PrepareSpec
 from kizu.training import train
 from plain_networks import (
+    MONO,
+    ODD,
+    RGB,
     PlainAdam,
     PlainD,
     PlainE,
@@ -31,14 +34,12 @@ from plain_networks import (
     assert_export_is_the_method,
     assert_reconstructions_are_in_prepared_units,
     real_images,
+    state_of,
 )
 from training_helpers import read_log, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-RGB = PrepareSpec(size=(32, 32), pool=False)
-MONO = PrepareSpec(size=(32, 32), color="mono")
-ODD = PrepareSpec(size=(32, 32), pool=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 Place = tuple[int, int]  # epoch, batch of it
 
 
@@ -48,10 +49,6 @@ def make(spec: PrepareSpec = RGB, *, seed: int = 0, **config: Any) -> FAnogan:
     method = FAnogan.create(spec, FAnoganConfig(**values))
     method.start(batches=3, batch_size=8)
     return method.train()
-
-
-def state_of(method: FAnogan, *, seed: int = 0, autocast: bool = False) -> TrainingState:
-    return TrainingState(1, 0, method.optimizers(), torch.Generator().manual_seed(seed), autocast)
 
 
 def run(method: FAnogan, state: TrainingState, places: Sequence[Place]) -> list[dict[str, Tensor]]:

@@ -40,18 +40,10 @@ from kizu.prepare import PrepareSpec
 from rows import ENGINES, EngineRow
 
 Arrays = Mapping[str, NDArray[np.float32]]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EACH_ENGINE = pytest.mark.parametrize("row", ENGINES, ids=lambda row: row.name)
 CONFIG = {"width": 4, "latent_dim": 6, "steps": 12, "lr_g": 1e-3, "lr_d": 1e-3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another in ten thousand small steps are slow where others compute, too."""
-    torch = pytest.importorskip("torch")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(folder: Path, **changes: Any) -> Path:

@@ -25,19 +25,12 @@ from kizu.prepare import PrepareSpec
 from kizu.variants import Graphs
 from rows import ENGINES, EngineRow
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE, LATENT, WEIGHT, LR = 32, 7, 0.1, 0.05
 # Pixels normalised as they often are, so that x_hat is not G's image itself.
 SPEC = PrepareSpec(size=(SIZE, SIZE), pool=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 EACH_ENGINE = pytest.mark.parametrize("row", ENGINES, ids=lambda row: row.name)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another in ten thousand small steps are slow where others compute, too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Networks:

@@ -178,6 +178,7 @@ def draw(rows: Sequence[Row], found: Sequence[Area], path: Path) -> None:
         panel.annotate(label, (at, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7)
     panel.set_xscale("log")
     panel.set_xlabel("prediction time of a frame, ms (p50, 256×256)", fontsize=8)
+    panel.set_ylim(top=min(1.0, panel.get_ylim()[1]))
     panel.set_ylabel("AUROC, MNIST 32×32, mean over digits", fontsize=8)
     panel.margins(x=0.2, y=0.2)
     if panel.get_legend_handles_labels()[1]:

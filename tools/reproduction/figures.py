@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from kizu.run_folder import replace_file
 
@@ -49,9 +50,10 @@ def legend(figure: Figure, axes: Sequence[Axes], *, columns: int = 3) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; the same figure gives the same bytes."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
+    """Write a figure as PNG of 256 colours; the same figure gives the same bytes."""
+    drawn, stream = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, stream.getvalue())
 

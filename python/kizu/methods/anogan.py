@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from kizu.layers.dcgan import Generator, halving, initialise, of_images, stage_widths
+from kizu.layers.losses import discriminator_loss
 from kizu.layers.pooling import ChannelPool
 from kizu.layers.search import Search
 from kizu.method import Method, TrainingState, check_config, update
@@ -85,11 +86,6 @@ class Discriminator(nn.Module):
         """Return logits (N,)."""
         logits: Tensor = self.logit(self.features(x))
         return logits.flatten()
-
-
-def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
-    """Equation 1, negated for minimisation, from logits (N,): -log D(x) - log(1 - D(G(z)))."""
-    return softplus(-real).mean() + softplus(generated).mean()
 
 
 def generator_loss(generated: Tensor) -> Tensor:

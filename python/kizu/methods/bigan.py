@@ -16,6 +16,7 @@ from torch.nn.functional import softplus
 
 from kizu.layers.dcgan import Encoder, Generator, of_images
 from kizu.layers.joint import Conditioning, JointDiscriminator
+from kizu.layers.losses import discriminator_loss
 from kizu.layers.pairs import paired, unpaired
 from kizu.layers.pooling import ChannelPool
 from kizu.layers.spectral import without_spectral_norm
@@ -64,11 +65,6 @@ class BiganConfig:
             counted=("width", "latent_dim"),
             positive=("lr",),
         )
-
-
-def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
-    """Equation 6 from logits (N,), for minimisation: (x, E(x)) is labelled 1 and (G(z), z) is labelled 0."""
-    return softplus(-real).mean() + softplus(generated).mean()
 
 
 def adversarial_loss(real: Tensor, generated: Tensor) -> Tensor:
