@@ -451,9 +451,25 @@ def test_the_buffer_keeps_fakes_and_replaces_a_share(
                 assert len(after[part]) == wanted[part]
                 assert all(seen[number] == part for number in after[part])
                 replaced = [a for a, b in zip(after[part], before[part], strict=True) if a != b]
-                assert len(replaced) == (wanted[part] if filling else round(share * wanted[part]))
+                replacing = wanted[part] * (1 if filling else share)
+                assert math.floor(replacing) <= len(replaced) <= math.ceil(replacing - 1e-9)
                 assert all(number in new for number in replaced)
             first += 8
+
+
+def test_a_small_share_of_few_images_is_replaced_all_the_same() -> None:
+    """3 % of 24 normal and 8 anomalous images: less than one a visit, but not none."""
+    method = make(batch_size=16, buffer="per_batch", buffer_replaced=0.03)
+    state = state_of(method)
+    method._store(labelled(1, method), state)
+    state.epoch, visits, replaced = 2, 500, [0, 0]
+    for visit in range(1, visits + 1):
+        before = held(method, 0)
+        method._store(labelled(1 + visit * 16, method), state)
+        for part, after in enumerate(held(method, 0)):
+            replaced[part] += sum(a != b for a, b in zip(after, before[part], strict=True))
+    # binomial: standard deviations of 0.020 and 0.019
+    assert [count / visits for count in replaced] == pytest.approx([0.72, 0.24], abs=0.08)
 
 
 def test_the_papers_buffer_holds_two_batches_and_takes_one_half_anew() -> None:

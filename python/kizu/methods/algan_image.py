@@ -43,7 +43,7 @@ class AlganImageConfig:
         buffer: "one" buffer for the whole training set (section IV-A-1) or one "per_batch", together a store as
             long as section III-A's.
         buffer_size: images a buffer holds, in batches.
-        buffer_replaced: share of a buffer's images that new fakes replace at each visit.
+        buffer_replaced: share of a buffer's images that new fakes replace at each visit, on average.
         fake_batch_norm: how G makes D's fakes. "mixed": normal and anomalous latents in one training-mode
             batch; "running": G on its running statistics. (Anomalous latents in a training-mode batch of
             their own would have sigma divided away.)
@@ -341,7 +341,11 @@ class AlganImage(Method):
             images, new = held[old], fakes[fresh]
             if not len(images):
                 continue
-            n = len(images) if first_visit else round(self.config.buffer_replaced * len(images))
+            wanted = len(images) * (1.0 if first_visit else self.config.buffer_replaced)
+            n = int(wanted)
+            # A small share of few images is less than one a visit; rounded down it would never replace any.
+            if wanted > n and float(torch.rand((), generator=state.generator)) < wanted - n:
+                n += 1
             where = torch.randperm(len(images), generator=state.generator)[:n]
             which = torch.randperm(len(new), generator=state.generator)
             images[where] = new[which.repeat(-(-n // len(new)))[:n]].half()
