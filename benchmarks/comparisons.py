@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from systems import ALGAN, System, systems
+from systems import ALGAN, FEW_STEPS, System, systems
 
 Sides = Mapping[str, float]  # a benchmark's side -> its value in this run
 
@@ -79,9 +79,9 @@ def against_torch(system: System) -> tuple[Comparison, ...]:
     bf16, fp16 = f"{name}_openvino_bf16", f"{name}_openvino_fp16"
     if system is ALGAN:  # its have older names
         return ()
+    if system.steps not in (0, FEW_STEPS):
+        return ()
     if system.steps:
-        if system.in_tables:
-            return ()
         return (
             Comparison(f"{system.method}_fp32_vs_torch", "floor", 1.3, (f"{name}_openvino_fp32", torch), amx_only=True),
             Comparison(f"{system.method}_f16_vs_torch", "floor", 4, (fp16, torch), amx_only=True),

@@ -40,14 +40,14 @@ class Row:
 
 
 def condensed(records: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """A row for each system and runtime, in their order; without those that serve comparisons alone."""
+    """A row for each system and runtime, in their order."""
     seconds: dict[tuple[str, str], list[float]] = {}
     for record in records:
         seconds.setdefault((record["system"], record["runtime"]), []).extend(record["seconds"])
     rows = []
     for system in SYSTEMS:
         for (name, runtime), values in seconds.items():
-            if name == system.name and system.in_tables:
+            if name == system.name:
                 found = {
                     key: float(f"{np.percentile(values, percent) * 1e3:.4g}")
                     for key, (percent, least) in QUANTILES.items()
@@ -154,15 +154,15 @@ class Area:
     steps: int = 0  # of its search
 
 
-def areas(files: Iterable[tuple[Path, Sequence[str] | None]], column: str = "test_labelled") -> list[Area]:
+def areas(files: Iterable[tuple[Path, str, Sequence[str] | None]]) -> list[Area]:
     """The AUROCs of the systems that experiments' CSV files have rows of.
 
     Args:
-        files: a file, which may be missing, and the variants taken from it (None: all that name a system).
-        column: which AUROC.
+        files: a file, which may be missing, the column of the AUROC, and the variants taken (None: all that name a
+            system).
     """
     found: dict[tuple[str, int], dict[str, list[float]]] = {}
-    for path, variants in files:
+    for path, column, variants in files:
         if not path.exists():
             continue
         with path.open(encoding="utf-8", newline="") as stream:

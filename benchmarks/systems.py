@@ -44,11 +44,6 @@ class System:
         """Turns that it takes at most; with the steps of its paper one frame can be a minute."""
         return 1 if self.steps > 100 else None
 
-    @property
-    def in_tables(self) -> bool:
-        """Whether it is more than a side of comparisons."""
-        return self.steps != FEW_STEPS
-
 
 ALGAN = System("algan_image", "ALGAN-image", "algan_image", alike={"algan_image": "ALGAN-image"})
 
@@ -76,11 +71,11 @@ SYSTEMS = (
     ),
     # Half of the 20 epochs train the GAN, half the encoder.
     System("f_anogan", "f-AnoGAN", "f_anogan", {"gan_epochs": 10}, alike={"f_anogan": "f-AnoGAN"}),
-    System("anogan_few_steps", f"AnoGAN, {FEW_STEPS} steps", "anogan", SEARCH, steps=FEW_STEPS),  # to compare
-    System(
-        "anogan_50_steps", "AnoGAN, 50 steps", "anogan", SEARCH, {"anogan": "AnoGAN, 50 steps"}, steps=50
-    ),  # our experiments'
-    System("anogan", "AnoGAN, 500 steps", "anogan", SEARCH, {"anogan": "AnoGAN, 500 steps"}, steps=500),  # its paper's
+    # The steps of the experiments, and of its paper.
+    *(
+        System(f"anogan_{n}_steps", f"AnoGAN, {n} steps", "anogan", SEARCH, {"anogan": f"AnoGAN, {n} steps"}, steps=n)
+        for n in (FEW_STEPS, 500)
+    ),
 )
 
 

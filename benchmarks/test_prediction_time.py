@@ -42,7 +42,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for turn in range(1 if quick else option("turns"))
         for runtime in RUNTIMES
         for system in ([ALGAN] if quick else systems())
-        if (system.turns is None or turn < system.turns) and (system.in_tables or option("sides"))
+        if system.turns is None or turn < system.turns
     ]
     metafunc.parametrize(("turn", "runtime", "system", "side"), chosen)
 
