@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FEW_STEPS = 20
+FEW_STEPS = 10
 SEARCH = {"steps": FEW_STEPS}
 METHODS = Path(__file__).resolve().parent.parent / "python" / "kizu" / "methods"
 

@@ -151,7 +151,7 @@ def test_a_record_of_a_run() -> None:
 def test_systems_of_variants(variant: str, system: str | None) -> None:
     assert system_of(variant) == system
     if system is not None:
-        steps = 20 if system == "anogan" else 0
+        steps = 10 if system == "anogan" else 0
         assert measured_system(Area(system, 0.9, 10, 10, steps)) is not None
 
 
