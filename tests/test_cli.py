@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -139,6 +140,7 @@ def test_info_and_engines_say_what_is_there(bundle_path: Path, engine_cache: Pat
     about = kizu("info", bundle_path, cache=engine_cache)
     assert about.returncode == 0
     assert "algan_image" in about.stdout
+    assert re.search(r"^ *score +logit *$", about.stdout, re.MULTILINE)
     listed = kizu("engines", cache=engine_cache)
     assert listed.returncode == 0
     assert "openvino" in listed.stdout

@@ -88,6 +88,11 @@ def frames() -> list[NDArray[np.uint8]]:
 # The bundle
 
 
+def test_info_says_how_the_bundle_scores(iterated_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(iterated_path)]) == 0
+    assert "residual_feature, lambda 0.1, after a search of 12 steps" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_bundle_holds_both_graphs_and_says_how_they_are_iterated(iterated_path: Path) -> None:
     opened = Bundle.open(iterated_path)
     manifest = opened.manifest

@@ -23,7 +23,7 @@ from rich.table import Table
 import kizu
 import kizu.data
 import kizu.engine
-from kizu import _core, compiled, engine_file
+from kizu import _core, compiled, engine_file, scoring
 from kizu import bundle as bundles
 from kizu.errors import DataError, EngineError, KizuError, TrainingError
 from kizu.settings import PRESET, RULES, TrainingSettings, read_settings
@@ -541,6 +541,7 @@ def _about(manifest: Manifest) -> dict[str, object]:
         "input": f"{prepare.channels}x{prepare.size[0]}x{prepare.size[1]} from {prepare.color} frames",
         "crop": prepare.crop or "none",
         "precisions": ", ".join(manifest.calibration.scores),
+        "score": _score(manifest),
         "threshold_rule": _rule(manifest.threshold),
         "calibrated_on": f"{len(manifest.calibration.scores['fp32'])} parts ({manifest.calibration.pictures} pictures)",
         "data": settings.get("data"),
@@ -552,6 +553,15 @@ def _about(manifest: Manifest) -> dict[str, object]:
         "exported": training.get("exported"),
         "versions": training.get("versions"),
     }
+
+
+def _score(manifest: Manifest) -> str:
+    parts = [manifest.scoring]
+    if scoring.rule(manifest.scoring).weighs:
+        parts.append(f"lambda {manifest.weight:g}")
+    if manifest.iteration:
+        parts.append(f"after a search of {manifest.iteration.steps} steps")
+    return ", ".join(parts)
 
 
 def _print_evaluation(found: Any, data: str, detector: Detector) -> None:
