@@ -156,17 +156,18 @@ _KOMOTO: Mapping[str, Changes] = {
 }
 # What a method calls its learning rates; a candidate gives all of them one value.
 _RATE_NAMES = {"autoencoder": ("lr",), "anogan": ("lr_g", "lr_d"), "bigan": ("lr",), "f_anogan": ("lr", "lr_e")}
-# With the published 1e-4, batches of 16 and some thousand steps nothing has come of a GAN. beta1 decides whether D
-# leaves E and G behind: 0.5 is DCGAN's, and without a value it is the method's own.
-_ADAMS: Mapping[str, tuple[float, Changes]] = {
+# With the published 1e-4, batches of 16 and some thousand steps nothing has come of a GAN. beta1 and the
+# width decide whether D leaves E and G behind: 0.5 is DCGAN's, and without a value it is the method's own.
+_CANDIDATES: Mapping[str, tuple[float, Changes]] = {
     "lr 5e-4": (5e-4, {}),
     "lr 1e-3": (1e-3, {}),
     "lr 5e-4, beta1 0.5": (5e-4, {"beta1": 0.5}),
+    "lr 5e-4, beta1 0.5, width 16": (5e-4, {"beta1": 0.5, "width": 16}),
 }
 _KOMOTO_SEARCH: Mapping[str, Mapping[str, Changes]] = {
     system: {
-        label: {**dict.fromkeys(_RATE_NAMES[changes["method"]], rate), **momentum}
-        for label, (rate, momentum) in _ADAMS.items()
+        label: {**dict.fromkeys(_RATE_NAMES[changes["method"]], rate), **others}
+        for label, (rate, others) in _CANDIDATES.items()
     }
     for system, changes in _KOMOTO.items()
 }
