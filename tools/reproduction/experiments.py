@@ -187,7 +187,7 @@ _KOMOTO_MNIST: Changes = {
     "epochs": 12,
     "validate_every": 6,
 }
-_KOMOTO_SURFACES: Changes = {"calibration": 0.0, "epochs": 40, "validate_every": 10}
+_KOMOTO_SURFACES: Changes = {"calibration": 0.0, "epochs": 30, "validate_every": 10}
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     experiment.name: experiment
