@@ -20,7 +20,7 @@ from kizu import variants
 from kizu.errors import TrainingError
 from kizu.layers.joint import JointDiscriminator
 from kizu.layers.losses import discriminator_loss
-from kizu.layers.spectral import SpectralConv2d
+from kizu.layers.spectral import SpectralConv2d, without_spectral_norm
 from kizu.methods.bigan import Bigan, BiganConfig, adversarial_loss, consistency_loss
 from kizu.prepare import PrepareSpec
 from plain_networks import (
@@ -364,6 +364,59 @@ def test_the_outputs_are_what_the_score_reads(conditioning: Any, score: Any) -> 
     assert_an_image_is_scored_alone(method, x)
 
 
+# --- The average ---
+
+
+def acting(method: Bigan) -> list[Tensor]:
+    """Weights as they act, and running statistics, of E, G and D."""
+    networks = (method.encoder, method.generator, without_spectral_norm(method.discriminator))
+    values = [value for network in networks for value in network.state_dict().values()]
+    return [value.detach().clone() for value in values if value.is_floating_point()]
+
+
+@pytest.mark.parametrize("limit", [0.3, 0.99])  # from the third step on, and never reached
+@pytest.mark.parametrize("conditioning", KINDS)
+def test_the_average_is_that_of_what_acts(conditioning: Any, limit: float) -> None:
+    config = {"conditioning": conditioning, "consistency": 0.5, "lr": 1e-2}
+    method, plain = make(**config, ema_decay=limit), make(**config)
+    expected = acting(method)
+    states = state_of(method), state_of(plain)
+    for t in range(1, 5):
+        x = real_images(8, RGB, seed=t)
+        for each, state in zip((method, plain), states, strict=True):
+            each.training_step(x, state)
+        decay = min(limit, (1 + t) / (10 + t))
+        expected = [decay * old + (1 - decay) * new for old, new in zip(expected, acting(method), strict=True)]
+    found = [value for value in method.averaged.state_dict().values() if value.is_floating_point()]
+    for value, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6)
+    assert not any(value.requires_grad for value in method.averaged.parameters())
+    # It watches the networks and does not change how they learn.
+    assert all(torch.equal(a, b) for a, b in zip(acting(method), acting(plain), strict=True))
+
+
+def test_the_average_scores_and_is_exported() -> None:
+    method = make(ODD, ema_decay=0.9, lr=1e-2)
+    state = state_of(method)
+    for j in range(6):
+        method.training_step(real_images(8, ODD, seed=j), state)
+    plain = make(ODD, seed=3).eval()
+    plain.discriminator = without_spectral_norm(plain.discriminator)
+    for network, average in zip((plain.encoder, plain.generator, plain.discriminator), method.averaged, strict=True):
+        network.load_state_dict(average.state_dict())
+    x = real_images(5, ODD)
+    method.eval()
+    with torch.no_grad():
+        found, expected = method(x), plain(x)
+        trained = make(ODD, lr=1e-2).eval()
+        trained.load_state_dict(method.state_dict(), strict=False)
+        without = trained(x)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(found[name], without[name], atol=1e-3), "the trained networks score"
+    assert_export_is_the_method(method, x)
+
+
 @pytest.mark.parametrize("spec", [RGB, MONO, ODD], ids=["rgb", "mono", "odd"])
 def test_reconstructions_are_in_prepared_units(spec: PrepareSpec) -> None:
     assert_reconstructions_are_in_prepared_units(make(spec), "generator", spec)
@@ -390,6 +443,8 @@ def test_reconstructions_are_in_prepared_units(spec: PrepareSpec) -> None:
         ("lr", float("inf"), "lr is inf.*finite"),
         ("beta1", 1.0, "beta1 is 1.0.*below 1"),
         ("beta2", -0.5, "beta2 is -0.5"),
+        ("ema_decay", 1.0, "ema_decay is 1.0.*below 1"),
+        ("ema_decay", -0.1, "ema_decay is -0.1.*at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(name: str, value: Any, message: str) -> None:
@@ -414,13 +469,14 @@ def test_every_weight_has_one_optimiser() -> None:
     assert len(held) == len({id(p) for p in held}) == len(list(method.parameters()))
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("conditioning", KINDS)
-def test_all_state_travels_in_the_state_dict(conditioning: Any) -> None:
-    one = make(conditioning=conditioning)
+def test_all_state_travels_in_the_state_dict(conditioning: Any, ema_decay: float) -> None:
+    one = make(conditioning=conditioning, ema_decay=ema_decay)
     state = state_of(one)
     for j in range(3):
         one.training_step(real_images(8, RGB, seed=j), state)
-    other = make(conditioning=conditioning, seed=9)
+    other = make(conditioning=conditioning, ema_decay=ema_decay, seed=9)
     other.load_state_dict(one.state_dict())
     state_other = state_of(other)
     for name, optimizer in state_other.optimizers.items():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from kizu.errors import TrainingError
@@ -149,13 +148,3 @@ class Discriminator(nn.Module):
     def folded(self) -> Discriminator:
         """Return a copy with plain convolutions that hold the normalised weights, in evaluation mode."""
         return without_spectral_norm(self).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def fold_into(self, plain: Discriminator, weight: float = 1.0) -> None:
-        """Move the plain convolutions of ``plain`` towards the normalised weights, by a share of the way."""
-        for to, layer in zip(plain.layers, self.layers, strict=True):
-            if isinstance(to, nn.Conv2d) and isinstance(layer, nn.Conv2d):
-                held = layer.normalised() if isinstance(layer, SpectralConv2d) else layer.weight
-                to.weight.lerp_(held, weight)
-                if to.bias is not None and layer.bias is not None:
-                    to.bias.lerp_(layer.bias, weight)

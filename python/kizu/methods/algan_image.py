@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from kizu.errors import TrainingError
+from kizu.layers.averaging import move_average
 from kizu.layers.dcgan import Discriminator, Generator, check_size
 from kizu.layers.pasting import paste_patches
 from kizu.layers.pooling import ChannelPool
@@ -306,13 +307,11 @@ class AlganImage(Method):
         half = torch.randperm(len(batch), generator=state.generator)[: -(-len(batch) // 2)]
         return paste_patches(batch[half], state.generator)
 
-    @torch.no_grad()
     def _average(self) -> None:
         """Move the average towards D."""
         if self.averaged is not None:
             self.averages += 1
-            decay = min(self.config.ema_decay, float((1 + self.averages) / (10 + self.averages)))
-            self.discriminator.fold_into(self.averaged, 1 - decay)
+            move_average(self.averaged, self.discriminator, decay=self.config.ema_decay, batches=int(self.averages))
 
     def _parts(self) -> list[tuple[slice, slice]]:
         """(where in a batch of fakes, where in a buffer) of the normal and of the anomalous images."""

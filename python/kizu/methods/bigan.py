@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from kizu.layers.averaging import move_average, start_average
 from kizu.layers.dcgan import Encoder, Generator, of_images
 from kizu.layers.joint import Conditioning, JointDiscriminator
 from kizu.layers.losses import discriminator_loss
@@ -41,6 +42,8 @@ class BiganConfig:
         latent_dim: length of z. The paper does not say; ALGAN's 100.
         lr: Adam's learning rate, of E, G and D.
         beta1, beta2: Adam's momenta.
+        ema_decay: addition: decay a batch of an exponential moving average of the three networks, which scores in their
+            place; 0: there is none. The adversarial game goes back and forth, which the average evens out.
         score: what L_D of the score is: "feature_matching" (equation 8) or "cross_entropy" of the logit (equation 9).
         weight: lambda of the score (0 to 1), for means over elements, so that it says the same at every size. The paper
             does not say; EGBAD's 0.1. It can be changed without an export.
@@ -54,6 +57,7 @@ class BiganConfig:
     lr: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.999
+    ema_decay: float = 0.0
     score: Literal["feature_matching", "cross_entropy"] = "feature_matching"
     weight: float = 0.1
 
@@ -61,7 +65,7 @@ class BiganConfig:
         check_config(
             self,
             share=("consistency", "weight"),
-            below_one=("beta1", "beta2"),
+            below_one=("beta1", "beta2", "ema_decay"),
             counted=("width", "latent_dim"),
             positive=("lr",),
         )
@@ -93,6 +97,8 @@ class Bigan(Method):
         "egbad": {"config": {"conditioning": "concat", "consistency": 0.0}},
     }
 
+    averages: Tensor
+
     def __init__(self, prepare: PrepareSpec, config: BiganConfig) -> None:
         super().__init__()
         self.config = config
@@ -102,6 +108,9 @@ class Bigan(Method):
         self.encoder = Encoder(**shared)
         self.generator = Generator(**shared)
         self.discriminator = JointDiscriminator(**shared, conditioning=config.conditioning)
+        averaged = map(start_average, self._trained()) if config.ema_decay else ()
+        self.averaged = nn.ModuleList(averaged)
+        self.register_buffer("averages", torch.tensor(0))
         self.pool = ChannelPool(prepare)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -142,11 +151,22 @@ class Bigan(Method):
         _set_gradients(state.optimizers["EG"], loss_eg, retain=False)
         for optimizer in state.optimizers.values():
             optimizer.step()
+        self.averages += 1
+        for average, network in zip(self.averaged, self._trained(), strict=False):  # where there are averages
+            move_average(average, network, decay=config.ema_decay, batches=int(self.averages))
         return {name: loss.detach() for name, loss in losses.items()}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Of prepared images (N, C, H, W): ``x_hat`` = G(E(x)), and ``f``, ``f_hat`` or ``logit`` by the score."""
-        return score_outputs(self.encoder, self.generator, self.discriminator, self.pool, self.scoring, x)
+        return score_outputs(*self.scoring_networks(), self.pool, self.scoring, x)
+
+    def _trained(self) -> tuple[Encoder, Generator, JointDiscriminator]:
+        return self.encoder, self.generator, self.discriminator
+
+    def scoring_networks(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """E, G and D that score: the averages where there are any, else those that are trained."""
+        encoder, generator, discriminator = self.averaged or self._trained()
+        return encoder, generator, discriminator
 
     def export_module(self) -> nn.Module:
         """Return E, G and D as one network, D's spectral norm folded into its weights."""
@@ -156,8 +176,8 @@ class Bigan(Method):
 class _Scorer(nn.Module):
     def __init__(self, method: Bigan) -> None:
         super().__init__()
-        self.encoder, self.generator, self.pool = method.encoder, method.generator, method.pool
-        self.discriminator = without_spectral_norm(method.discriminator)
+        self.encoder, self.generator, discriminator = method.scoring_networks()
+        self.discriminator, self.pool = without_spectral_norm(discriminator), method.pool
         self.scoring = method.scoring
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
