@@ -22,7 +22,7 @@ from kizu.metrics import auroc
 from kizu.prepare import PrepareSpec
 from kizu.settings import TrainingSettings
 
-LAMBDAS = tuple(i / 10 for i in range(11))
+LAMBDAS = (0.0, 0.02, 0.05, *(i / 10 for i in range(1, 11)))
 Scores = NDArray[np.float32]
 
 
