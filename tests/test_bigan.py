@@ -368,10 +368,9 @@ def test_the_outputs_are_what_the_score_reads(conditioning: Any, score: Any) -> 
 
 
 def acting(method: Bigan) -> list[Tensor]:
-    """Weights as they act, and running statistics, of E, G and D."""
+    """Weights as they act, of E, G and D."""
     networks = (method.encoder, method.generator, without_spectral_norm(method.discriminator))
-    values = [value for network in networks for value in network.state_dict().values()]
-    return [value.detach().clone() for value in values if value.is_floating_point()]
+    return [value.detach().clone() for network in networks for value in network.parameters()]
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.99])  # from the third step on, and never reached
@@ -387,12 +386,39 @@ def test_the_average_is_that_of_what_acts(conditioning: Any, limit: float) -> No
             each.training_step(x, state)
         decay = min(limit, (1 + t) / (10 + t))
         expected = [decay * old + (1 - decay) * new for old, new in zip(expected, acting(method), strict=True)]
-    found = [value for value in method.averaged.state_dict().values() if value.is_floating_point()]
-    for value, wanted in zip(found, expected, strict=True):
+    for value, wanted in zip(method.averaged.parameters(), expected, strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6)
-    assert not any(value.requires_grad for value in method.averaged.parameters())
+        assert not value.requires_grad
     # It watches the networks and does not change how they learn.
     assert all(torch.equal(a, b) for a, b in zip(acting(method), acting(plain), strict=True))
+
+
+def test_the_averages_statistics_are_of_what_passes_through_it_when_it_scores() -> None:
+    method = make(conditioning="concat", ema_decay=0.9, lr=1e-2)
+    state = state_of(method)
+    x = real_images(8, RGB)
+    for _ in range(60):  # at weights that hardly move any more, running statistics are those of the batch
+        method.training_step(x, state)
+        for optimizer in state.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.8
+    seen: dict[nn.Module, Tensor] = {}
+
+    def see(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen[norm] = given[0].mean((0, 2, 3))
+
+    for layer in method.averaged.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_pre_hook(see)
+    with torch.no_grad():
+        method.train()(x)  # E sees x, G sees E(x), D sees both pairs
+    norms = [layer for layer in method.averaged.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert len(norms) == len(seen) > 8
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        off = (norm.running_mean - seen[norm]).abs() / (norm.running_var + norm.eps).sqrt()
+        assert float(off.max()) < 0.05
 
 
 def test_the_average_scores_and_is_exported() -> None:

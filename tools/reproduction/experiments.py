@@ -145,15 +145,14 @@ _SIGMAS, _BALANCES, _N_ZS, _N_DIS = (2, 3, 4, 5, 6, 7), (0.25, 0.75, 0.85), (1, 
 
 # The systems of the 2020 paper, at equal sizes. f-AnoGAN, which the paper names, is not in its figures and tables.
 # AnoGAN's search is as long as processors can do for thousands of images; its rate gets somewhere in so few steps.
-# Without consistency nothing but the adversarial game holds E and G, and it goes back and forth: there averages score.
-# With it they do worse than what they are of, whose features tell more.
+# Averages score, as the game of E, G and D goes back and forth from epoch to epoch.
 _KOMOTO: Mapping[str, Changes] = {
     "AutoEncoder": {"method": "autoencoder"},
     "AnoGAN": {"method": "anogan", "steps": 10, "search_lr": 0.4},
     "EGBAD": {"method": "bigan", "preset": "egbad", "ema_decay": 0.99},
     "projection": {"method": "bigan", "consistency": 0.0, "ema_decay": 0.99},
-    "concat + consistency": {"method": "bigan", "conditioning": "concat"},
-    "projection + consistency": {"method": "bigan"},
+    "concat + consistency": {"method": "bigan", "conditioning": "concat", "ema_decay": 0.99},
+    "projection + consistency": {"method": "bigan", "ema_decay": 0.99},
     "f-AnoGAN": {"method": "f_anogan"},
 }
 # What a method calls its learning rates; a candidate gives all of them one value.

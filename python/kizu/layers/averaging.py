@@ -17,13 +17,14 @@ def start_average(network: nn.Module) -> nn.Module:
 def move_average(average: nn.Module, network: nn.Module, *, decay: float, batches: int) -> None:
     """Move an average towards its network, after the network's step number ``batches`` (from 1).
 
-    Averaged are weights as they act, spectral norm divided out, and batch norm's running statistics. The decay begins
-    with (1 + batches) / (10 + batches), so that the initial weights are soon forgotten, and ``decay`` is its limit.
+    Averaged are weights as they act, spectral norm divided out. Batch norm's running statistics are not: those of the
+    average come from what passes through it. The decay begins with (1 + batches) / (10 + batches), so that the initial
+    weights are soon forgotten, and ``decay`` is its limit.
     """
     share = 1 - min(decay, (1 + batches) / (10 + batches))
     for to, layer in zip(average.modules(), network.modules(), strict=True):
-        for name, value in (*to.named_parameters(recurse=False), *to.named_buffers(recurse=False)):
+        for name, value in to.named_parameters(recurse=False):
             if name == "weight" and isinstance(layer, SpectralConv2d):
                 value.lerp_(layer.normalised(), share)
-            elif value.is_floating_point():
-                value.lerp_(getattr(layer, name), share)
+            else:
+                value.lerp_(layer.get_parameter(name), share)
