@@ -376,7 +376,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             data=DIGITS,
             changes=_KOMOTO_MNIST,
             present="komoto",
-            search=Search(_KOMOTO_SEARCH, data=("mnist:8",)),
+            search=Search(_KOMOTO_SEARCH, data=("mnist:3", "mnist:8")),
         ),
         Experiment(
             "komoto-mvtec",
