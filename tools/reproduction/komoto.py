@@ -30,7 +30,7 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
 }
 _EXPLAINED = (
     "AUROC on the test images, mean ± standard deviation over the runs of a data set; the last columns are means over "
-    "the data sets, which order the systems. Test images choose nothing. On validation images are chosen, for all "
+    "the data sets, which order the systems. On validation images, not on test images, are chosen, for all "
     "systems alike: the epoch (the labelled rule); the settings, by a search; the scoring rule and its lambda of "
     "{0, 0.02, 0.05, 0.1, 0.2, …, 1}, for each run at its epoch. *Preset lambda*: at the methods' own scoring rules "
     "and lambdas, by which the epochs are picked, too. *Brightness alone*: nothing is trained; the score is an image's "

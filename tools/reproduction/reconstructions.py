@@ -23,7 +23,7 @@ from reproduction.runs import Run
 NORMAL, ABNORMAL = 4, 6  # columns
 DATA_SETS = 2  # shown, of those without a search of their own
 SIGMA = 1 / 64  # of the heat maps' smoothing, in sides of the model's input: its default, 4, at 256
-CELL = 128  # pixels
+CELL = 96  # pixels
 GAP = 8
 OUTLINE = np.array([0x56, 0xB4, 0xE9]) / 255
 

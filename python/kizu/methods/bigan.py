@@ -43,8 +43,7 @@ class BiganConfig:
         lr: Adam's learning rate, of E, G and D.
         beta1, beta2: Adam's momenta.
         ema_decay: addition: decay a batch of an exponential moving average of the three networks, which scores in their
-            place; 0: there is none. The adversarial game goes back and forth, which the average evens out. A training
-            step then takes about a sixth longer.
+            place; 0: there is none. The adversarial game goes back and forth, which the average evens out.
         score: what L_D of the score is: "feature_matching" (equation 8) or "cross_entropy" of the logit (equation 9).
         weight: lambda of the score (0 to 1), for means over elements, so that it says the same at every size. The paper
             does not say; EGBAD's 0.1. It can be changed without an export.
